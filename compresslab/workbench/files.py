@@ -15,11 +15,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:  # torch is imported where tensors are: paths and atomic writes work without it, and at once
+    from torch import Tensor
 
 __all__ = [
     "CorruptArtifact",
@@ -133,6 +134,8 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """sha256 over names, dtypes, shapes, bytes and metadata, independent of the order in the file."""
+    import torch
+
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -162,13 +165,16 @@ def save_tensors(
         ValueError: a tensor is not dense, or lies on the meta device.
         TypeError: a value is not a tensor, or metadata is not text.
     """
+    import torch
+    from safetensors.torch import save_file
+
     metadata = dict(metadata or {})
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise TypeError(f"metadata[{key!r}] must be text, got {type(value).__name__}; use json.dumps")
     unique, ties, seen = {}, {}, {}
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"tensors[{name!r}] must be a Tensor, got {type(tensor).__name__}")
         if tensor.layout is not torch.strided or tensor.is_meta:
             kind = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
