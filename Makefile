@@ -4,11 +4,13 @@
 #   make notebooks  rebuild notebooks from notebooks/src   make checkpoints  train data/checkpoints again
 #   make bench    compare with peers, write the table      make lock     renew constraints.txt
 #   make clean    remove the environment
-# Variables: PYTHON (interpreter for the environment), EXTRAS, PIP_ARGS (passed to pip install).
+# Variables: PYTHON (interpreter for the environment), EXTRAS, PIP_ARGS (for pip install), LAB_ARGS (for jupyter lab).
 
 PYTHON ?= python3
 EXTRAS ?= lab,export,dev
 PIP_ARGS ?=
+# Jupyter refuses to run as root, which is who one is in a container.
+LAB_ARGS ?= $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 VENV := .venv
 STAMP := $(VENV)/.installed-$(EXTRAS)
 BIN := $(VENV)/bin
@@ -38,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 lab: $(STAMP)
 	@echo "opening lesson 00; without a browser on this machine, open the address printed below (stop with Ctrl-C)"
-	@$(BIN)/jupyter lab notebooks/00_measure_first.ipynb
+	@$(BIN)/jupyter lab $(LAB_ARGS) notebooks/00_measure_first.ipynb
 
 lint: $(STAMP)
 	@echo "ruff: lint and format, check only"

@@ -13,13 +13,9 @@ def start() -> int:
     torch takes as many threads as the machine has processors, also where a container or a shared hub allows it fewer:
     many times slower, for everybody there. Here it takes those that are allowed, four at most. Figures get a palette
     that colour-blind people can read. Meant for notebooks: it changes settings of the whole process.
-
-    Example:
-        >>> 1 <= start() <= MOST_THREADS
-        True
     """
     import joblib
-    import matplotlib
+    import matplotlib.style
     import torch
 
     threads = max(1, min(joblib.cpu_count(), MOST_THREADS))

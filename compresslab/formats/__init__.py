@@ -5,10 +5,12 @@ rounding    one function for all of them                codes       numbers as b
 """
 
 from compresslab.formats.blocks import MX, BlockFormat, round_integer, round_mx, round_nf4
+from compresslab.formats.codes import bit_string, decode, encode
 from compresslab.formats.floats import FLOATS, FloatFormat, round_float
 from compresslab.formats.rounding import FORMATS, bits_per_element, round_to_format
 
 __all__ = [
-    "FLOATS", "FORMATS", "MX", "BlockFormat", "FloatFormat", "bits_per_element", "round_float", "round_integer",
+    "FLOATS", "FORMATS", "MX", "BlockFormat", "FloatFormat", "bit_string", "bits_per_element", "decode",
+    "encode", "round_float", "round_integer",
     "round_mx", "round_nf4", "round_to_format",
 ]  # fmt: skip
