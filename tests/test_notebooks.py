@@ -41,7 +41,7 @@ def faults(notebook) -> list[str]:
         lines = [line for line in cell.source.splitlines() if line.strip()]
         if not lines:
             found.append(f"{where}: empty")
-        if len(lines) > LONGEST_CELL and "solution" not in tags:
+        if len(lines) > LONGEST_CELL and not tags & {"solution", "setup"}:
             found.append(f"{where}: {len(lines)} lines, at most {LONGEST_CELL}")
         if cell.execution_count != number:
             found.append(f"{where}: execution count {cell.execution_count}, so the outputs are stale")

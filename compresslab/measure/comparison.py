@@ -78,6 +78,8 @@ class Comparison:
     def __repr__(self) -> str:
         return self.to_markdown()
 
+    _repr_markdown_ = to_markdown  # what a notebook shows
+
 
 def compare(
     candidates: Mapping[str, nn.Module | Candidate],
