@@ -1,6 +1,6 @@
 """Multiple-choice quizzes: questions are data (``quizzes/00.json``), answers explain themselves, nothing needs a mouse.
 
-Radio buttons are native inputs: Tab reaches them, the arrow keys choose. Beside the widget the same output carries the
+Radio buttons are native inputs: Tab reaches them, the space bar chooses. Beside the widget the same output carries the
 questions as plain text, which is what a page without a kernel (GitHub, the book) shows.
 """
 

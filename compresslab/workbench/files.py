@@ -8,10 +8,12 @@ when they are loaded: one flipped bit is an error, and nothing that is loaded ca
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +35,12 @@ __all__ = [
     "sha256_of",
 ]
 
+# Two marks of our own files: a file that has lost one of them (a flipped bit in its name) has not lost the other.
+FORMAT_KEY, FORMAT = "compresslab.format", "1"
 DIGEST_KEY = "compresslab.sha256"
+TIES_KEY = "compresslab.ties"
+
+STALE_S = 3600  # temporary files older than this were left by a process that was killed
 
 
 class CorruptArtifact(ValueError):
@@ -93,6 +100,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends without an error.
 
     After an error, an interrupt or a full disk the temporary file is removed and what stood at ``path`` is untouched.
+    What a killed process left behind is removed by a later save to the same path, once it is an hour old.
 
     Example:
         >>> import tempfile
@@ -104,21 +112,30 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".tmp", dir=path.parent)
+    prefix = f".{path.name[:60]}."
+    _sweep(path.parent, prefix)
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        _as_umask_says(temporary)
+        as_umask_says(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
-def _as_umask_says(path: Path) -> None:
+def _sweep(folder: Path, prefix: str) -> None:
+    for stray in folder.glob(f"{glob.escape(prefix)}*.tmp"):
+        with contextlib.suppress(OSError):  # another process may be sweeping too
+            if time.time() - stray.stat().st_mtime > STALE_S:
+                stray.unlink()
+
+
+def as_umask_says(path: Path) -> None:
     """mkstemp makes files that only their owner reads; a saved file follows the umask like any other."""
     if os.name == "posix":
         mask = os.umask(0)
@@ -162,35 +179,45 @@ def save_tensors(
         The path written.
 
     Raises:
-        ValueError: a tensor is not dense, or lies on the meta device.
+        ValueError: a tensor is not dense, or lies on the meta device; or metadata uses a name that is ours.
         TypeError: a value is not a tensor, or metadata is not text.
+        OSError: the file cannot be written, say because the disk is full.
     """
     import torch
     from safetensors.torch import save_file
 
     metadata = dict(metadata or {})
     for key, value in metadata.items():
+        if key in (FORMAT_KEY, DIGEST_KEY, TIES_KEY):
+            raise ValueError(f"metadata[{key!r}] is a name that save_tensors writes itself; choose another")
         if not isinstance(value, str):
             raise TypeError(f"metadata[{key!r}] must be text, got {type(value).__name__}; use json.dumps")
-    unique, ties, seen = {}, {}, {}
+    unique, ties, seen, storages = {}, {}, {}, set()
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"tensors[{name!r}] must be a Tensor, got {type(tensor).__name__}")
         if tensor.layout is not torch.strided or tensor.is_meta:
             kind = "on the meta device" if tensor.is_meta else f"of layout {tensor.layout}"
             raise ValueError(f"tensors[{name!r}] is {kind}; save a dense tensor with data")
+        tensor = tensor.detach().resolve_conj().resolve_neg()
         same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and same in seen:
-            ties[name] = seen[same]
+            ties[name], _ = seen[same]
             continue
-        seen[same] = name
-        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        unique[name] = tensor.detach() if whole else tensor.detach().clone(memory_format=torch.contiguous_format)
+        seen[same] = name, tensor  # a tensor resolved just now must live on, or the next one could get its address
+        storage = tensor.untyped_storage()
+        whole = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        unique[name] = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    metadata[FORMAT_KEY] = FORMAT
     if ties:
-        metadata["compresslab.ties"] = json.dumps(ties, sort_keys=True)
+        metadata[TIES_KEY] = json.dumps(ties, sort_keys=True)
     metadata[DIGEST_KEY] = _digest(unique, metadata)
     with atomic_write(path) as temporary:
-        save_file(unique, temporary, metadata=metadata)
+        try:
+            save_file(unique, temporary, metadata=metadata)
+        except SafetensorError as error:  # a full disk, and it is no OSError
+            raise OSError(f"{path} cannot be written: {error}; what stood there is untouched") from error
     return Path(path)
 
 
@@ -207,20 +234,67 @@ def load_tensors(path: str | os.PathLike, *, check: bool = True) -> tuple[dict[s
         CorruptArtifact: the file is not safetensors, is truncated, or its content is not what was saved.
     """
     path = Path(path)
+    for _ in range(100):
+        before = _identity(path)
+        try:
+            loaded = _load(path, check)
+        except CorruptArtifact:
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return loaded
+        # Replaced in between: safetensors opens the file once for its header and again for its content.
+    raise CorruptArtifact(f"{path} is replaced faster than it can be read; stop what writes it")
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file")
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _load(path: Path, check: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        _refuse_names_twice(path)
     except (SafetensorError, UnicodeDecodeError, OSError, ValueError, RuntimeError) as error:
-        start = path.read_bytes()[:64].lstrip().lower()
+        start = _start(path)
         web = start.startswith((b"<!doctype", b"<html"))
         hint = "it looks like a web page: a login or proxy page was saved in its place" if web else str(error)
         raise CorruptArtifact(f"{path} is not a whole safetensors file ({hint}); fetch or make it again") from error
     digest = metadata.pop(DIGEST_KEY, None)
-    if check and digest is not None and _digest(tensors, metadata) != digest:
+    ours = digest is not None or FORMAT_KEY in metadata
+    if check and ours and (FORMAT_KEY not in metadata or _digest(tensors, metadata) != digest):
         raise CorruptArtifact(f"{path} is not what was saved: its content does not match its digest; make it again")
-    for name, source in json.loads(metadata.pop("compresslab.ties", "{}")).items():
-        tensors[name] = tensors[source]
+    metadata.pop(FORMAT_KEY, None)
+    try:
+        for name, source in json.loads(metadata.pop(TIES_KEY, "{}")).items():
+            tensors[name] = tensors[source]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise CorruptArtifact(f"{path} names tied tensors that it does not hold; make it again") from error
     return tensors, metadata
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(64).lstrip().lower()
+    except OSError:
+        return b""
+
+
+def _refuse_names_twice(path: Path) -> None:
+    """safetensors keeps the last of two entries of the same name; which one was meant?"""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{max(names, key=names.count)!r} stands twice in its header")
+        return dict(pairs)
+
+    with open(path, "rb") as file:
+        json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique)

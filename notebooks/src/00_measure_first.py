@@ -709,7 +709,7 @@ check("00.5", median_latency_solution, record=False)
 # %% [markdown]
 # ## Quiz
 #
-# Tab and the arrow keys are enough. Without a kernel you see the questions as text.
+# Tab and the space bar are enough. Without a kernel you see the questions as text.
 
 # %% tags=["quiz"]
 quiz("00")
