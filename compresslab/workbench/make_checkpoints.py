@@ -1,7 +1,7 @@
 """Train the checkpoints of the course: ``python -m compresslab.workbench.make_checkpoints [names...] [--list]``.
 
 Every model is built, trained and saved by the functions that the lessons use. One thread, so that the same machine
-gives the same bits whatever else it does; two names in two terminals use two cores.
+gives the same weights to the bit; two names in two terminals use two cores.
 """
 
 from __future__ import annotations

@@ -555,7 +555,7 @@ def test_an_outer_folder_hidden_files_and_other_files_are_passed_over(write):
     extra = {
         "README.txt": b"",
         "data/set 1/train/labels.csv": b"",
-        "data/docs/a.txt": b"",
+        "data/docs/more/a.txt": b"",
         "data/set 1/train/grün/Thumbs.db": b"",
     }
     hidden = {
@@ -686,6 +686,7 @@ WHOLE = tree(train=3, val=2, test=2)
         ({"cats/1.png": picture(0), "cats/2.png": picture(0)}, r"at least two folders of images, .* got \('cats',\)"),
         (without(without(WHOLE, "train/g"), "test/g"), r"at least two folders of images, .* got \('blau und rot',\)"),
         (without(WHOLE, "test"), r"with train/ there must be test/, perhaps val/, and no other folder, got \['train', 'val'\]"),
+        (tree(train=5), r"with train/ there must be test/, .* got \['train'\]"),
         ({**WHOLE, "extra/a/1.png": picture(0)}, r"no other folder, got \['extra', 'test', 'train', 'val'\]"),
         ({**WHOLE, "test/gelb/1.png": picture(0)}, r"class 'gelb' of test must be a class of train: \('blau und rot', 'grün'\)"),
         ({**WHOLE, "train/gelb/": b""}, "class folder train/gelb must have at least one image, got none; remove or fill it"),
