@@ -7,8 +7,12 @@ __all__ = ["MOST_THREADS", "start"]
 MOST_THREADS = 4
 
 
-def start() -> int:
+def start(*, threads: int | None = None) -> int:
     """Make this notebook polite and its figures readable; returns the number of threads it may use.
+
+    Args:
+        threads: at most so many. 1 suits notebooks of many small operations: they gain little from more, and where
+            processors are shared each operation waits for its slowest thread, which can make them ten times slower.
 
     torch takes as many threads as the machine has processors, also where a container or a shared hub allows it fewer:
     many times slower, for everybody there. Here it takes those that are allowed, four at most. Figures get a palette
@@ -18,7 +22,7 @@ def start() -> int:
     import matplotlib.style
     import torch
 
-    threads = max(1, min(joblib.cpu_count(), MOST_THREADS))
+    threads = max(1, min(joblib.cpu_count(), threads or MOST_THREADS))
     torch.set_num_threads(threads)
     matplotlib.style.use("petroff10")
     matplotlib.rcParams.update({"figure.figsize": (7.0, 4.0), "figure.dpi": 110, "figure.constrained_layout.use": True})

@@ -79,10 +79,12 @@ class MinMax:
         Raises:
             ValueError: a value is not finite; the message counts batches from 0.
         """
-        check_finite(x, f"batch {self.batches} of {self.where}")
+        ends = [end.item() for end in x.detach().aminmax()] if x.numel() and not x.is_meta else []
+        if not (x.is_floating_point() and all(map(math.isfinite, ends))) or x.is_meta:  # quicker than to count at once
+            check_finite(x, f"batch {self.batches} of {self.where}")
         self.batches += 1
-        if x.numel():
-            self._observe(x.detach().reshape(-1), *(end.item() for end in x.detach().aminmax()))
+        if ends:
+            self._observe(x.detach().reshape(-1), *ends)
 
     def range(self) -> Range:
         """The range that the batches so far suggest.
@@ -133,8 +135,9 @@ class Histogram(MinMax):
         while self.width < width:
             self.counts = torch.nn.functional.pad(self.counts.reshape(HALF, 2).sum(1), (HALF // 2, HALF // 2))
             self.width *= 2
-        places = (x.double() / self.width).floor().long() + HALF
-        self.counts += torch.bincount(places, minlength=2 * HALF)
+        # A product with a power of two is exact in any dtype that holds it; next to 0 a subnormal may change its bin.
+        x = x.double() if self.width < 1e-30 else x.to(torch.promote_types(x.dtype, torch.float32))
+        self.counts += torch.bincount((x * (1 / self.width)).floor().to(torch.int32) + HALF, minlength=2 * HALF)
 
     def _magnitudes(self) -> Tensor:
         """(HALF,) counts of |x|."""
@@ -171,16 +174,17 @@ class SquaredError(Histogram):
         values, weights = (kept - HALF + 0.5) * self.width, self.counts[kept].double()
         shares = [step / self.steps for step in range(self.steps, 0, -1)]  # the widest first: it wins ties
 
-        def error(found: Range) -> float:
-            rounded = found.grid(bits=self.bits, symmetric=self.symmetric).quantize(values).dequantize()
-            return ((rounded - values).square() * weights).sum().item()
+        def least(found: list[Range]) -> Range:
+            ends = torch.tensor([(each.minimum, each.maximum) for each in found], device=values.device)
+            grids = choose_grid(*ends.T, bits=self.bits, symmetric=self.symmetric, axis=0)
+            rounded = grids.quantize(values.expand(len(found), -1)).dequantize()
+            return found[((rounded - values).square().double() @ weights).argmin()]
 
         if self.symmetric:
-            thresholds = [share * max(-self.minimum, self.maximum) for share in shares]
-            return min((self._clip(-threshold, threshold) for threshold in thresholds), key=error)
-        best = min((self._clip(share * self.minimum, share * self.maximum) for share in shares), key=error)
-        best = min((self._clip(best.minimum, share * self.maximum) for share in shares), key=error)
-        return min((self._clip(share * self.minimum, best.maximum) for share in shares), key=error)
+            return least([self._clip(-end, end) for end in (max(-self.minimum, self.maximum) * s for s in shares)])
+        best = least([self._clip(share * self.minimum, share * self.maximum) for share in shares])
+        best = least([self._clip(best.minimum, share * self.maximum) for share in shares])
+        return least([self._clip(share * self.minimum, best.maximum) for share in shares])
 
 
 class Entropy(Histogram):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compresslab.quantization.affine import Quantized, check_finite, quantize
+from compresslab.quantization.clipping import clipped_grid
 
 __all__ = ["WeightOnly", "from_rows", "quantize_weights", "rows_of", "weights_of"]
 
@@ -89,6 +90,7 @@ def quantize_weights(
     symmetric: bool = True,
     per_channel: bool = True,
     group_size: int | None = None,
+    method: str = "minmax",
     skip: Collection[str] = (),
 ) -> WeightOnly:
     """A new model whose weights are rounded to integer grids, with the integers and a list of what was skipped.
@@ -100,6 +102,7 @@ def quantize_weights(
         per_channel: a scale for each output channel (row), or one for the tensor.
         group_size: elements of a row that share a scale, instead. A row that it does not divide gets the divisor that
             is nearest by ratio, at most the row; the result's grids say which.
+        method: of the range, ``"minmax"``, or ``"mse"``: clipped to the least squared error (``clipping.py``).
         skip: names of parameters or modules to leave as they are.
 
     Raises:
@@ -112,6 +115,8 @@ def quantize_weights(
     """
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size={group_size} must be at least 1; try 32")
+    if method not in ("minmax", "mse"):
+        raise ValueError(f"method={method!r} must be 'minmax' or 'mse'")
     result = copy.deepcopy(model)
     found = {id(parameter): (name, module) for name, parameter, module in weights_of(result)}
     every = {name: id(parameter) for name, parameter in result.named_parameters(remove_duplicate=False)}
@@ -137,7 +142,10 @@ def quantize_weights(
             rows = rows_of(parameter.detach(), module)
             size = None if group_size is None else _divisor(rows.shape[1], group_size)
             axis = 0 if per_channel and size is None else None
-            weights[name] = quantize(rows, bits=width, symmetric=symmetric, axis=axis, group_size=size)
+            options = {"bits": width, "symmetric": symmetric, "axis": axis, "group_size": size}
+            weights[name] = (
+                quantize(rows, **options) if method == "minmax" else clipped_grid(rows, **options).quantize(rows)
+            )
             parameter.data.copy_(from_rows(weights[name].dequantize(), parameter, module))
     if not weights:
         raise ValueError(f"{type(model).__name__} has no weight to quantize: {skipped or 'it has no parameters'}")

@@ -46,8 +46,12 @@ def test_a_histogram_widens_by_hand():
     assert (observer.counts.nonzero()[:, 0] - HALF).tolist() == [-128, 384, 2560]
 
 
+# Not so small that a product with 1 / width is subnormal: a processor set to flush those moves them across 0.
+ORDINARY = st.floats(-(2.0**60), 2.0**60, width=32).filter(lambda value: value == 0 or abs(value) > 1e-10)
+
+
 @steady
-@given(st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=1, max_size=30), st.data())
+@given(st.lists(ORDINARY, min_size=1, max_size=30), st.data())
 def test_the_histogram_is_that_of_all_data_at_once(numbers, data):
     x = torch.tensor(numbers)
     sizes = data.draw(st.lists(st.integers(0, 5), max_size=8))
