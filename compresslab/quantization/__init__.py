@@ -4,8 +4,8 @@ words       affine (a grid of integers over the real line), packing (levels in a
 ranges      what a grid should span, from batches that pass by once
 weights     weight_only, clipping, adaround, bit_allocation         activations too     dynamic, static, integer_only
 before      batchnorm (folded), equalization                        after               bias_correction
-training    fake_quantize, lsq, qat
-inside      layer_samples (what a layer gets and gives), soft_rounding (the search of AdaRound)
+training    fake_quantize, lsq, qat              language models     gptq
+inside      layer_samples (what a layer gets and gives), soft_rounding (AdaRound's search), hessian, column_rounding
 
 A function that has the name of its file is imported from there: ``from compresslab.quantization.lsq import lsq``.
 """
@@ -19,6 +19,8 @@ from compresslab.quantization.clipping import clipped_grid
 from compresslab.quantization.dynamic import Dynamic, DynamicLinear, quantize_dynamic
 from compresslab.quantization.equalization import Equalized, equalize
 from compresslab.quantization.fake_quantize import FakeQuantize
+from compresslab.quantization.gptq import GPTQQuantized, GPTQWeight, gptq_model
+from compresslab.quantization.hessian import RunningHessian
 from compresslab.quantization.integer_only import quantize_multiplier, requantize
 from compresslab.quantization.lsq import LSQ
 from compresslab.quantization.packing import pack, unpack
@@ -29,9 +31,9 @@ from compresslab.quantization.weight_only import WeightOnly, quantize_weights
 
 __all__ = [
     "LSQ", "OBSERVERS", "AdaRounded", "Allocation", "Converted", "Corrected", "Dynamic", "DynamicLinear",
-    "Equalized", "FakeQuantize", "Folded", "Grid", "Prepared", "Quantized", "Range", "Rounded", "StaticQuantized",
-    "WeightOnly", "adaround_model", "allocate_bits", "allocate_bits_greedy", "calibrate", "choose_grid",
-    "clipped_grid", "convert", "correct_bias", "equalize", "fold_batchnorm", "freeze", "integer_levels", "pack",
-    "prepare_qat", "quantize", "quantize_dynamic", "quantize_multiplier", "quantize_static", "quantize_weights",
-    "requantize", "unpack",
+    "Equalized", "FakeQuantize", "Folded", "GPTQQuantized", "GPTQWeight", "Grid", "Prepared", "Quantized", "Range",
+    "Rounded", "RunningHessian", "StaticQuantized", "WeightOnly", "adaround_model", "allocate_bits",
+    "allocate_bits_greedy", "calibrate", "choose_grid", "clipped_grid", "convert", "correct_bias", "equalize",
+    "fold_batchnorm", "freeze", "gptq_model", "integer_levels", "pack", "prepare_qat", "quantize",
+    "quantize_dynamic", "quantize_multiplier", "quantize_static", "quantize_weights", "requantize", "unpack",
 ]  # fmt: skip
