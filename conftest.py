@@ -1,6 +1,11 @@
-"""For the whole test run: the learner's own progress is left alone, and nothing may be downloaded."""
+"""For the whole test run: the learner's own progress is left alone, nothing may be downloaded, and one thread is enough.
+
+The tests' tensors are tiny. With two threads each operation waits for the slower one, which on a machine that has other
+things to do makes some tests forty times slower. (Notebooks choose for themselves.)
+"""
 
 import os
 
 os.environ["COMPRESSLAB_PROGRESS"] = "off"
 os.environ["COMPRESSLAB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")

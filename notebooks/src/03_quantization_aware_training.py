@@ -174,7 +174,7 @@ network = checkpoints.load("resnet")
 images = splits.train.take(8000)  # the same images for everything that follows
 calibration = list(splits.train.take(256).batches(64))
 prepared = q.prepare_qat(network, calibration, weight_bits=2, activation_bits=2)
-print("weights:", prepared.weight_bits)
+print("layers by the bits of their weights:", pd.Series(prepared.weight_bits).value_counts().to_dict())
 print("not quantized:", len(prepared.skipped), "of them biases:", sum("bias" in name for name in prepared.skipped))
 
 # %%
@@ -233,11 +233,14 @@ assert percent(trained) > before + 40
 # %%
 plain = q.prepare_qat(network, calibration, weight_bits=2, activation_bits=2, method="ste")
 by_ste = percent(train(plain.model, 3))  # the rate of 3 bits, which suits it better
+zeros = (plain.model.layer2[0].conv1.weight == 0).float().mean().item()
 print(f"straight-through alone ≈ {by_ste:.1f} %, with learned steps ≈ {percent(trained):.1f} %")
+print(f"weights of a layer that its grid rounds to zero at the start: ≈ {100 * zeros:.0f} %")
 assert by_ste < percent(trained) - 10
+assert zeros > 0.7
 
 # %% [markdown]
-# Almost all of it. On a symmetric grid of 2 bits that reaches up to the largest weight, nearly every weight rounds to zero, and a network of zeros has little to learn from. The step has to shrink, and only LSQ lets it.
+# Almost all of it. On a symmetric grid of 2 bits that reaches up to the largest weight, most weights round to zero, and a network of zeros has little to learn from. The step has to shrink, and only LSQ lets it.
 #
 # ## 5. Rounding against training
 #
@@ -308,7 +311,7 @@ print(
 # Four things are in this table:
 #
 # - At **8 bits** there is nothing to win. QAT at 8 bits mostly costs time.
-# - At **4 and 3 bits** training beats rounding to nearest. Against AdaRound, which needs no labels and a fraction of the time, it is level within a point or so: whoever shows QAT far ahead here compares it with careless rounding.
+# - At **4 bits** there is little to win, at **3 bits** training beats rounding to nearest by several points. Against AdaRound, which needs no labels, it is level within a point or so: whoever shows QAT far ahead here compares it with careless rounding.
 # - At **2 bits** training is worth its price. AdaRound can repair weights, but not activations of four values.
 # - The control, trained in floats for the same steps, gains nothing. What training wins is won back from rounding.
 #
@@ -401,7 +404,7 @@ assert packed_file(converted) < float_bytes / 10
 # %% [markdown]
 # ## 8. For real: torchao
 #
-# PyTorch's own library does QAT in the same two steps, for linear layers (its flow for convolutions, PT2E, takes minutes to convert even a small network on a CPU). Here 4-bit weights in groups of 32 for our MLP. *Look at:* the difference before and after converting.
+# PyTorch's own library does QAT in the same two steps, for linear layers (its flow for convolutions, PT2E, is slow to convert on a CPU and stays out of this notebook). Here 4-bit weights in groups of 32 for our MLP. *Look at:* the difference before and after converting.
 
 # %%
 mlp = checkpoints.load("mlp")
@@ -605,7 +608,7 @@ quiz("03")
 # - **LSQ** learns the step of each grid, and at 2 bits that is what makes training work.
 # - Prepare makes a **new** model: fold batch norms first, keep 8 bits at both ends, let nothing move in evaluation.
 # - Converting changes no prediction. If it does, the simulation was wrong.
-# - At 8 bits round; at 4 and 3 bits round carefully (AdaRound); at 2 bits train.
+# - At 8 bits round; at 4 and 3 bits round carefully (AdaRound), or train; at 2 bits train.
 #
 # ## Sources
 #

@@ -7,10 +7,23 @@ any text is input without a tokenizer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GPT", "MLP", "Attention", "Block", "init_transformer"]
+__all__ = ["GPT", "MLP", "Attention", "Block", "Cache", "init_transformer"]
+
+
+class Cache(Protocol):
+    """What one attention layer has seen, so that a next token need not be computed with all before it again."""
+
+    length: int  # tokens seen
+
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in new keys and values, (B, heads, L, head_dim) each, and give those of all tokens."""
 
 
 class Attention(nn.Module):
@@ -29,9 +42,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, L, D)
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:  # (B, L, D)
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, L, D) each
-        y = F.scaled_dot_product_attention(self._heads(q), self._heads(k), self._heads(v), is_causal=self.causal)
+        q, k, v = self._heads(q), self._heads(k), self._heads(v)  # (B, heads, L, head_dim) each
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        else:
+            k, v = cache.update(k, v)
+            # is_causal would let the first new token see the first old one only; it has to see them all.
+            new, seen = q.shape[2], k.shape[2]
+            mask = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(seen - new)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask if self.causal else None)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, L, D)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -61,8 +82,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = MLP(width, 4 * width)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, L, D)
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:  # (B, L, D)
+        x = x + self.attn(self.norm1(x), cache)
         return x + self.mlp(self.norm2(x))
 
 
@@ -93,21 +114,23 @@ class GPT(nn.Module):
         self.head.weight = self.embed.weight  # tied: one matrix, two names in the state dict
         self.apply(init_transformer)
 
-    def forward(self, tokens: Tensor) -> Tensor:  # (B, L) int64
-        x = self.embed(tokens) + positions(self.pos_embed, tokens)  # (B, L, D)
-        for block in self.blocks:
-            x = block(x)
+    def forward(self, tokens: Tensor, caches: Sequence[Cache] | None = None) -> Tensor:  # (B, L) int64
+        """Logits of the tokens given; with caches, one for each block, they follow those that the caches have seen."""
+        if caches is not None and len(caches) != len(self.blocks):
+            raise ValueError(f"caches must be one for each of {len(self.blocks)} blocks, got {len(caches)}")
+        start = caches[0].length if caches else 0
+        x = self.embed(tokens) + positions(self.pos_embed, tokens, start)  # (B, L, D)
+        for place, block in enumerate(self.blocks):
+            x = block(x, caches[place]) if caches else block(x)
         return self.head(self.norm(x))  # (B, L, vocab)
 
 
-def positions(embedding: nn.Embedding, tokens: Tensor) -> Tensor:
-    """The first L rows of a learned position embedding, for tokens of shape (B, L)."""
-    length = tokens.shape[1]
-    if length > embedding.num_embeddings:
-        raise ValueError(
-            f"tokens of length {length} are longer than the context of {embedding.num_embeddings}; cut them"
-        )
-    return embedding.weight[:length]  # (L, D)
+def positions(embedding: nn.Embedding, tokens: Tensor, start: int = 0) -> Tensor:
+    """L rows of a learned position embedding from ``start`` on, for tokens of shape (B, L)."""
+    end = start + tokens.shape[1]
+    if end > embedding.num_embeddings:
+        raise ValueError(f"tokens of length {end} are longer than the context of {embedding.num_embeddings}; cut them")
+    return embedding.weight[start:end]  # (L, D)
 
 
 def init_transformer(module: nn.Module) -> None:
