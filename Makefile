@@ -7,7 +7,7 @@
 # Variables: PYTHON (interpreter for the environment), EXTRAS, PIP_ARGS (for pip install), LAB_ARGS (for jupyter lab).
 
 PYTHON ?= python3
-EXTRAS ?= lab,export,dev
+EXTRAS ?= lab,export,hf,dev
 PIP_ARGS ?=
 # Jupyter refuses to run as root, which is who one is in a container.
 LAB_ARGS ?= $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
@@ -67,7 +67,7 @@ lock:
 	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv
 	@(sed -n '1,2p' constraints.txt; printf 'torch==2.13.0\ntorchvision==0.28.0\n' > .venv-lock/pins.txt; \
 	  .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate pyproject.toml \
-	  --extra lab --extra export --extra dev -c .venv-lock/pins.txt | grep -v -E '^(nvidia|cuda|triton)') > .venv-lock/out.txt
+	  --extra lab --extra export --extra hf --extra dev -c .venv-lock/pins.txt | grep -v -E '^(nvidia|cuda|triton)') > .venv-lock/out.txt
 	@mv .venv-lock/out.txt constraints.txt && rm -rf .venv-lock && echo "constraints.txt renewed"
 
 clean:

@@ -19,6 +19,7 @@ LESSONS = ("formats", "quantization", "pruning", "importance", "distillation", "
 # What a lesson's file may import beside torch, the standard library and its own package.
 ALSO_ALLOWED = {
     "measure": {"numpy", "pandas", "matplotlib", "safetensors"},
+    "quantization": {"safetensors"},
     "export": {"numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch"},
 }
 LONGEST = 120  # lines of code, without docstrings, comments and blank lines
@@ -26,6 +27,8 @@ LONGER = {  # file: why it may be longer
     "compresslab/quantization/qat.py": "goes through a whole model three times: prepare, freeze, convert",
     "compresslab/quantization/static.py": "reads the data flow of any model and says of each operation how it runs",
     "compresslab/quantization/ranges.py": "five observers that are read side by side",
+    "compresslab/quantization/packed_linear.py": "a layer and the way into it: state, kernels, empty layers, a whole model",
+    "compresslab/quantization/streaming.py": "reads, plans, writes and resumes files of a public format, piece by piece",
     "compresslab/quantization/integer_only.py": "one integer kernel for each kind of operation of a CNN",
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))

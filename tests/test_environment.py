@@ -14,7 +14,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 IN_CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}  # the same package under another name
-EXTRAS = ("lab", "export", "dev")  # what make installs
+EXTRAS = ("lab", "export", "hf", "dev")  # what make installs
 
 
 def declared() -> list[Requirement]:

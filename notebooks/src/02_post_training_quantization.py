@@ -474,7 +474,7 @@ ort_dynamic(folder / "prepared.onnx", folder / "dynamic.onnx")
 names = {"FP32": "float.onnx", "static INT8": "Percentile.onnx", "dynamic INT8": "dynamic.onnx"}
 sessions = {name: session(folder / file) for name, file in names.items()}
 for name, file in names.items():
-    print(f"{name:<12} {(folder / file).stat().st_size:>8,} bytes")
+    print(f"{name:<12} ≈ {(folder / file).stat().st_size:,} bytes")
 
 # %% tags=["nbval-ignore-output"]
 speeds = {}

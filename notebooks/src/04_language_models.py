@@ -1,0 +1,655 @@
+# %% [markdown]
+# # 04 Quantizing language models: why do transformers need their own methods?
+#
+# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** one to two minutes, without a network or a GPU.
+#
+# **Before you start** you should have done lesson 02: grids, groups, calibration, and why rounding weights one by one is not the best.
+#
+# **Afterwards you can**
+# - find outlier channels, and move them where they do no harm (SmoothQuant, AWQ);
+# - round a weight column by column so that later columns make up for earlier ones (GPTQ);
+# - count what a 4-bit model really takes, its cache of keys and values included;
+# - say when fewer bits make a language model write faster.
+#
+# A language model writes one token at a time, and for each it reads all of its weights. So here the bytes of the weights *are* the speed. And nobody trains such a model again on a laptop: whatever we do has to work with a few pages of text and no gradient.
+
+# %% tags=["setup"]
+import argparse
+import copy
+import inspect
+import logging
+import math
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import onnxruntime as ort
+import pandas as pd
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from safetensors.torch import save_file
+from torch import nn
+
+from compresslab import measure
+from compresslab import quantization as q
+from compresslab.course import check, quiz, reveal, show, start
+from compresslab.quantization.gptq import gptq
+from compresslab.workbench import checkpoints, data
+from compresslab.workbench.hf import random_transformer
+
+start(threads=1)
+logging.disable(logging.WARNING)
+
+# %% [markdown]
+# ## Three guesses, before anything is measured
+
+# %%
+guess_three = None  # perplexity of our model is about 3.0; what is it with 3-bit weights, rounded to nearest?
+guess_outlier = None  # how many times larger may three channels of 96 be before 8-bit activations ruin the model?
+guess_cache = None  # percent: how much of the cache of keys and values do we save with 4 bits, scales counted?
+
+# %% [markdown]
+# ## 1. A small GPT, and how unsure it is
+#
+# Four blocks, 0.5 million weights, trained on the language reference that comes with Python. It reads and writes bytes. Here is a piece of its writing.
+
+# %% tags=["nbval-ignore-output"]
+splits = data.load("python-docs")
+model = checkpoints.load("gpt")
+tokens = splits.encode("The for statement").long()[None]
+generator = torch.Generator().manual_seed(1)
+with torch.no_grad():
+    for _ in range(110):
+        chances = (model(tokens[:, -128:])[:, -1] / 0.6).softmax(-1)
+        tokens = torch.cat([tokens, chances.multinomial(1, generator=generator)], dim=1)
+print(splits.decode(tokens[0]))
+
+# %% [markdown]
+# Not wise, but it has seen Python's manual. The measure is **perplexity**: the exponential of the mean loss. It says among how many equally likely tokens the model hesitates; 256 would be no idea at all.
+
+# %%
+held_out = list(splits.val.batches(32))  # windows of 128 bytes, never seen in training
+calibration = list(splits.train.batches(32))[:2]  # 8,192 bytes to look at, without labels
+
+
+def perplexity(candidate):
+    return measure.perplexity(measure.predict_batches(candidate, held_out), resamples=50).value
+
+
+float_ppl = perplexity(model)
+weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2)
+print(f"{weights:,} weights, perplexity ≈ {float_ppl:.3f}")
+assert 2.8 < float_ppl < 3.2
+
+# %% [markdown]
+# ## 2. Rounding to nearest, group by group
+#
+# Weights only, asymmetric, one scale and one zero point for each group of 32. The embedding stays as it is: it is read one row at a time. *Look at:* how suddenly it goes wrong.
+
+# %%
+options = {"group_size": 32, "symmetric": False, "skip": ["embed", "pos_embed"]}
+rows = {}
+for bits in (8, 4, 3, 2):
+    result = q.quantize_weights(model, bits=bits, **options)
+    rows[bits] = [result.bits_per_weight, perplexity(result.model)]
+for bits, (stored, ppl) in rows.items():
+    print(f"{bits} bits: {stored:.2f} bits per weight with scales, perplexity ≈ {ppl:.2f}")
+reveal(guess_three, rows[3][1], what="perplexity with 3-bit weights")
+assert rows[8][1] < float_ppl + 0.01
+assert rows[2][1] > 2 * float_ppl
+
+# %% [markdown]
+# Eight bits are free, as everywhere. At 4 bits there is a small loss, at 3 a visible one, at 2 the model is gone. And "4 bits" are 5.1: a float32 scale and a 4-bit zero point for every 32 weights.
+#
+# ### Trap: "4 bits, so 8 times smaller"
+
+# %% tags=["trap"]
+result = q.quantize_weights(model, bits=4, **options)
+whole = measure.measure_size(model).size_bytes
+print(
+    f"FP32 {whole:,} bytes, with 4-bit layers {result.nbytes:,} bytes: {whole / result.nbytes:.1f} times smaller, not 8"
+)
+kept = sum(dict(model.named_parameters())[name].nbytes for name in ("embed.weight", "pos_embed.weight"))
+print(f"of these, embeddings in FP32: {kept:,} bytes")
+assert whole / result.nbytes < 5
+
+# %% [markdown]
+# ## 3. GPTQ: later columns make up for earlier ones
+#
+# A layer computes $w \cdot x$. Two inputs that rise and fall together, and two weights of 0.4 that must become whole numbers. Rounded one by one, both become 0, and the output is always 0. But 0 and 1 together come close: the second makes up for the first.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+common = torch.randn(1000, 1, generator=generator)
+x = common + 0.5 * torch.randn(1000, 2, generator=generator)  # two inputs that go together
+hessian = x.T @ x / len(x)
+w = torch.tensor([0.4, 0.4])
+moved = w[1] + (w[0] - 0) * hessian[0, 1] / hessian[1, 1]
+print("mean products of the inputs:", [[round(v, 2) for v in row] for row in hessian.tolist()])
+print(f"0.4 rounds to 0; the second weight moves to {moved:.2f} and rounds to {moved.round():.0f}")
+for name, rounded in (("one by one", [0.0, 0.0]), ("GPTQ", [0.0, 1.0])):
+    print(f"{name:<10} mean squared error {((x @ (w - torch.tensor(rounded))) ** 2).mean():.2f}")
+
+# %% [markdown]
+# The matrix of mean products $H = \mathbb{E}[x x^T]$ is all that is needed (it is the Hessian of the squared error, up to a factor). **GPTQ** (Frantar and others, 2022) does this for every column in turn: round it, then move all columns still to come by what $H^{-1}$ says. In a few lines, for a weight of any size:
+
+
+# %%
+def round_by_columns(weight, hessian, grid):
+    inverse = (hessian + 0.01 * hessian.diag().mean() * torch.eye(len(hessian))).inverse()
+    factor = torch.linalg.cholesky(inverse, upper=True)  # row j: how the columns after j answer for column j
+    weight, rounded = weight.clone(), torch.zeros_like(weight)
+    for j in range(weight.shape[1]):
+        column = weight[:, j] / grid.scale
+        rounded[:, j] = grid.scale * column.round().clamp(grid.quant_min, grid.quant_max)
+        error = (weight[:, j] - rounded[:, j]) / factor[j, j]
+        weight[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
+    return rounded
+
+
+# %%
+layer = model.blocks[0].mlp.fc1
+seen = []
+handle = layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].flatten(0, 1)))
+with torch.no_grad():
+    [model(inputs) for inputs, _ in calibration]
+handle.remove()
+x = torch.cat(seen)  # (tokens, 96)
+hessian, weight = (x.T @ x / len(x)).double(), layer.weight.detach().double()
+grid = q.quantize(weight, bits=3, axis=0).grid
+ours = round_by_columns(weight, hessian, grid)
+
+# %%
+plain = {"group_size": None, "act_order": False, "method": "minmax", "sweeps": 0, "symmetric": True}
+packaged = gptq(weight, hessian, bits=3, **plain)
+
+
+def output_error(rounded):
+    difference = weight - rounded
+    return (difference @ hessian * difference).sum().item()
+
+
+nearest = output_error(grid.quantize(weight).dequantize())
+best = gptq(weight, hessian, bits=3, group_size=None, symmetric=True)
+errors = {"by columns": output_error(ours), "the package, as the paper": packaged.error, "its defaults": best.error}
+print("output error, nearest = 1:", ", ".join(f"{name} ≈ {error / nearest:.3f}" for name, error in errors.items()))
+same = (packaged.dequantize() - ours).abs().amax(1) < 1e-9
+assert same.double().mean() > 0.9
+assert best.error < packaged.error < nearest
+
+# %% [markdown]
+# The few lines and the package agree. (In a few rows the package keeps rounding to nearest, where that happened to be better: it promises never to be worse.) The defaults add three things: columns with strong inputs come first, while many others can still make up for them (*act-order*); scales of least error; and, at the end, two more rounds over all columns.
+#
+# Layer by layer now, each seeing the inputs that the layers quantized before it really give.
+
+# %%
+rows = {}
+for bits in (4, 3, 2):
+    result = q.gptq_model(model, calibration, bits=bits, **options)
+    shares = [layer.error / layer.nearest_error for layer in result.layers.values()]
+    rows[bits] = [perplexity(q.quantize_weights(model, bits=bits, **options).model), perplexity(result.model)]
+    assert max(shares) <= 1  # never worse than rounding, in any layer
+    print(f"{bits} bits: nearest ≈ {rows[bits][0]:.2f}, GPTQ ≈ {rows[bits][1]:.2f}", end="; ")
+    print(f"error of the layers, nearest = 1: ≈ {min(shares):.2f} to ≈ {max(shares):.2f}")
+gptq_ppl = {bits: row[1] for bits, row in rows.items()}
+assert all(after < before for before, after in rows.values())
+
+# %% [markdown]
+# ### Trap: too little text, or the wrong one
+#
+# $H$ is estimated from text. Three draws of 8,192 bytes of the manual, one window of it, and source code instead of prose:
+
+# %% tags=["trap"]
+code = splits.encode(inspect.getsource(argparse))[: 64 * 128 + 1].long()
+texts = {f"manual, draw {seed}": list(splits.train.batches(32))[10 + 2 * seed : 12 + 2 * seed] for seed in range(3)}
+texts["128 bytes"] = [(calibration[0][0][:1], None)]
+texts["source code"] = [(code[:-1].reshape(64, 128), None)]
+by_text = {name: perplexity(q.gptq_model(model, text, bits=3, **options).model) for name, text in texts.items()}
+for name, ppl in by_text.items():
+    print(f"{name:<15} ≈ {ppl:.3f}")
+draws = [ppl for name, ppl in by_text.items() if "draw" in name]
+assert max(draws) - min(draws) < 0.1
+assert by_text["128 bytes"] > max(draws)
+
+# %% [markdown]
+# Which part of the manual hardly matters, and here even source code will do. How much does: one window of 128 bytes leaves most of $H$ unknown (it has 96 or 384 columns). On large models, whose domains differ more, the kind of text matters too; measure it on yours.
+
+# %% [markdown]
+# ## 4. Outliers: a few channels that are too loud
+#
+# Large language models grow **outlier channels**: a few of thousands are up to a hundred times as loud as the rest, in every token (Dettmers and others, 2022). Does our small one?
+
+
+# %%
+def loudness(candidate, name):
+    """The largest magnitude of each input channel of a layer."""
+    peaks = []
+    layer = candidate.get_submodule(name)
+    handle = layer.register_forward_pre_hook(lambda m, inputs: peaks.append(inputs[0].abs().amax((0, 1))))
+    with torch.no_grad():
+        [candidate(inputs) for inputs, _ in calibration]
+    handle.remove()
+    return torch.stack(peaks).amax(0)
+
+
+# %%
+names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "head"]
+spread = {name: (loudness(model, name).max() / loudness(model, name).median()).item() for name in names}
+print(f"loudest channel over the median, all layers: ≈ {min(spread.values()):.1f} to ≈ {max(spread.values()):.1f}")
+assert max(spread.values()) < 10
+
+# %% [markdown]
+# It does not. Half a million weights are too few. So we plant some, honestly: three channels behind every layer norm are made 60 times louder, and the weights that read them 60 times smaller. **The function is the same**; only the numbers inside have become hard to round, as they are in large models.
+
+# %%
+joints = q.find_joints(model, calibration[0][0])
+large = copy.deepcopy(model)
+for joint in joints.found:
+    if "norm" in joint.source:
+        scales = torch.ones(96)
+        scales[torch.tensor([7, 40, 71])] = 1 / 60
+        q.move_scales(large, joint, scales)
+print(len(joints.found), "places where a scale can move, such as", joints.found[0].source, "->", joints.found[0].layers)
+print(f"perplexity before ≈ {float_ppl:.3f}, after ≈ {perplexity(large):.3f}")
+assert abs(perplexity(large) - float_ppl) < 1e-3
+
+# %%
+fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
+for ax, candidate, title in zip(axes, (model, large), ("our model", "with planted outliers"), strict=True):
+    ax.bar(range(96), loudness(candidate, "blocks.1.attn.qkv"), width=1.0)
+    ax.set(xlabel="channel", title=title, yscale="log")
+axes[0].set(ylabel="largest |activation|")
+show(fig, alt="Left, 96 bars of about equal height but one; right, three more bars stand out, sixty times as high")
+
+# %% [markdown]
+# Now 8-bit weights *and* activations (dynamic quantization of lesson 02, one scale for the whole activation or one for each token):
+
+# %%
+w8a8 = {}
+for name, candidate in (("our model", model), ("planted", large)):
+    for per_token in (False, True):
+        kind = f"{name}, a scale per {'token' if per_token else 'tensor'}"
+        w8a8[kind] = perplexity(q.quantize_dynamic(candidate, per_token=per_token, skip=["head"]).model)
+print("\n".join(f"{kind:<32} ≈ {ppl:.3f}" for kind, ppl in w8a8.items()))
+assert w8a8["our model, a scale per tensor"] < float_ppl + 0.05
+assert w8a8["planted, a scale per tensor"] > float_ppl + 1
+
+# %% [markdown]
+# Eight bits, and the model is ruined: three loud channels take the whole range, and the others are left with two or three levels. No scale per channel can help, since a sum runs *over* the channels.
+#
+# **SmoothQuant** (Xiao and others, 2022) does what we did, backwards: divide a loud channel by $s_j$ in the norm before, multiply its column of weights. How much? A compromise between activations and weights:
+#
+# $$s_j = \max|x_j|^{\alpha} \, / \, \max|W_j|^{1 - \alpha}$$
+
+# %%
+curve = {}
+for alpha in (0.0, 0.25, 0.5, 0.75, 1.0):
+    smooth = q.smooth_model(large, calibration, alpha=alpha).model
+    curve[alpha] = perplexity(q.quantize_dynamic(smooth, per_token=False, skip=["head"]).model)
+print(", ".join(f"alpha {alpha}: ≈ {ppl:.3f}" for alpha, ppl in curve.items()))
+assert min(curve.values()) < float_ppl + 0.05
+
+# %% [markdown]
+# All of the damage is undone, at no cost while it runs. (Where loud channels have ordinary weights, as in real models, the middle of the range is best and alpha = 0 is worse than nothing. Here the planted weights are small as well, so every alpha does.)
+#
+# ## 5. AWQ: loud inputs need exact weights
+#
+# For weight-only quantization the same move helps for another reason. A weight that meets a loud input does more damage when it is rounded. **AWQ** (Lin and others, 2023) multiplies such columns before rounding, which makes their rounding error relatively smaller, and divides the input. It searches the exponent, then how far to clip.
+
+# %%
+methods = {
+    "nearest": lambda source, bits: q.quantize_weights(source, bits=bits, group_size=32, symmetric=False),
+    "AWQ": lambda source, bits: q.awq_model(source, calibration, bits=bits, group_size=32),
+    "GPTQ": lambda source, bits: q.gptq_model(source, calibration, bits=bits, group_size=32),
+    "HQQ": lambda source, bits: q.hqq_model(source, bits=bits, group_size=32),
+}
+
+# %%
+rows = []
+for name, method in methods.items():
+    for bits in (4, 3):
+        for kind, source in (("our model", model), ("planted", large)):
+            result = method(source, bits)
+            rows.append([name, bits, kind, result.bits_per_weight, perplexity(result.model)])
+nf4 = {kind: q.nf4_model(source) for kind, source in (("our model", model), ("planted", large))}
+rows += [["NF4", 4, kind, result.bits_per_weight, perplexity(result.model)] for kind, result in nf4.items()]
+
+# %%
+compared = pd.DataFrame(rows, columns=["method", "bits", "model", "bits per weight", "perplexity"])
+for (name, bits), part in compared.groupby(["method", "bits"], sort=False):
+    ours, planted = part["perplexity"]
+    print(
+        f"{name:<8} {bits} bits ({part['bits per weight'].iloc[0]:.2f} stored)  ≈ {ours:6.3f}   planted ≈ {planted:6.3f}"
+    )
+
+# %%
+found = compared.set_index(["method", "bits", "model"])["perplexity"]
+assert found["GPTQ", 3, "our model"] < found["AWQ", 3, "our model"] < found["nearest", 3, "our model"]
+assert found["AWQ", 4, "planted"] < found["nearest", 4, "planted"] - 0.1
+assert found["HQQ", 4, "planted"] > found["nearest", 4, "planted"]
+assert found["NF4", 4, "our model"] < found["GPTQ", 3, "our model"]
+
+# %% [markdown]
+# Here everything is rounded, the embedding too. Without outliers GPTQ leads, AWQ helps a little, and so does **HQQ**, which needs no data at all (it fits zero points to the weights alone). With outliers AWQ shows what it is for, and HQQ, blind to the activations, is worse than plain rounding: it cannot know that small columns meet loud inputs. **NF4** places its 16 levels where a bell curve has them (lesson 01) and stores its scales in 8 bits: 4.13 bits per weight, as many as the 3-bit methods take here, whose float32 scales for every 32 weights are dear. At that size it wins.
+
+# %%
+fig, ax = plt.subplots(figsize=(7.5, 3.8))
+clean = compared[compared["model"] == "our model"]
+for i, (name, part) in enumerate(clean.groupby("method", sort=False)):
+    ax.plot(part["bits per weight"], part["perplexity"], "osD^v"[i] + "--", label=name)
+ax.axhline(float_ppl, color="black", lw=0.8, label="FP32")
+ax.set(xlabel="bits per weight, scales and zero points counted", ylabel="perplexity", title="Five ways to round a GPT")
+ax.legend()
+show(
+    fig,
+    alt="Perplexity over stored bits: all rise from 4 to 3 bits, GPTQ least; NF4, as small as the 3-bit ones, lies lower",
+)
+
+# %% [markdown]
+# ## 6. The cache of keys and values
+#
+# To write a token, attention needs the keys and values of all tokens before it. They are kept, and at long contexts this **cache** is larger than the weights. Keys have loud channels that stay loud, so they get a scale for each channel; values get one for each token (Liu and others, 2024).
+
+# %%
+windows, targets = (torch.cat([pair[i] for pair in held_out[:2]]) for i in (0, 1))
+
+
+def decode(bits):
+    """Perplexity token by token, and bytes of the cache for each token."""
+    caches = [q.KVCache(bits=bits, residual=0) for _ in model.blocks]
+    with torch.no_grad():
+        logits = torch.cat([model(windows[:, i : i + 1], caches) for i in range(128)], dim=1)
+    nbytes = sum(cache.nbytes for cache in caches) / len(windows) / 128
+    return measure.perplexity(measure.Predictions(logits, targets), resamples=50).value, nbytes
+
+
+# %%
+cached = {bits: decode(bits) for bits in (None, 8, 4, 2)}
+for bits, (ppl, nbytes) in cached.items():
+    print(f"{'float' if bits is None else f'{bits} bits':<6} ≈ {ppl:.3f}   {nbytes:,.0f} bytes for each token")
+saved = 100 * (1 - cached[4][1] / cached[None][1])
+reveal(guess_cache, saved, what="saved by a 4-bit cache", unit="%")
+assert cached[4][0] < cached[None][0] + 0.02
+
+# %% [markdown]
+# Four bits for the cache cost nothing that we can see. The first number is float32; a float16 cache would be half of it.
+#
+# ## 7. Does it write faster?
+#
+# One token is a matrix times a *vector*: each weight is read from memory for two operations. So bytes decide, and 4 bits may be several times faster. A prompt of many tokens uses each weight many times, and arithmetic decides. ONNX Runtime has a 4-bit kernel, `MatMulNBits`; here it multiplies by a 2048 x 2048 matrix.
+
+
+# %%
+def one_matmul(size=2048):
+    """An ONNX model of one matrix product."""
+    weight = numpy_helper.from_array(np.random.default_rng(0).normal(size=(size, size)).astype(np.float32), "w")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", size]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+def session(proto):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+# %%
+quantizer = MatMulNBitsQuantizer(one_matmul(), block_size=32, is_symmetric=True, accuracy_level=4)
+quantizer.process()
+runs = {"FP32": session(one_matmul()), "4 bits": session(quantizer.model.model)}
+bytes_of = {"FP32": one_matmul().ByteSize(), "4 bits": quantizer.model.model.ByteSize()}
+print({name: f"{size:,} bytes" for name, size in bytes_of.items()})
+print("operators of the 4-bit model:", {node.op_type for node in quantizer.model.model.graph.node})
+assert bytes_of["4 bits"] < bytes_of["FP32"] / 6
+
+# %% tags=["nbval-ignore-output"]
+for count in (1, 8, 64):
+    x = np.random.default_rng(1).normal(size=(count, 2048)).astype(np.float32)
+    calls = {name: lambda run=run, x=x: run.run(None, {"x": x}) for name, run in runs.items()}
+    timed = measure.compare_latency(calls, rounds=20)
+    milliseconds = ", ".join(f"{name} {1e3 * timed.latency[name].median_s:.2f} ms" for name in runs)
+    print(f"{count:>3} tokens at once: {milliseconds}; 4 bits {timed.speedup['4 bits'].value:.1f}x as fast")
+
+# %% [markdown]
+# The fewer tokens at once, the more the bytes count. On a GPU it is the same, with larger numbers. That is the roofline of lesson 00: an arithmetic intensity of about one for a single token, and of hundreds for a prompt.
+#
+# What became of the tools that tutorials name? AutoGPTQ and AutoAWQ are archived; GPTQModel, llm-compressor and torchao live on, all made for GPUs. One fault to know: the GPTQ inside ONNX Runtime's quantizer (1.31) returns the same bits as rounding to nearest, since a transposed factor makes its corrections zero.
+
+# %% [markdown]
+# ## 8. A layer that stays packed, and a model that does not fit
+#
+# All numbers so far came from simulations in floats. `PackedLinear` keeps the levels packed, in memory and in the file, and unpacks them when it runs. The outputs are the same, to the bit.
+
+# %%
+result = q.gptq_model(model, calibration, bits=4, **options)
+packed = q.pack_linears(result.model, result.weights)
+batch = held_out[0][0]
+with torch.no_grad():
+    print("same outputs:", torch.equal(packed.model(batch), result.model(batch)))
+print(f"file {measure.measure_size(packed.model).size_bytes:,} bytes; packed {len(packed.packed)} layers")
+reasons = set(packed.skipped.values())
+print("kept in floats:", len(packed.skipped), "parameters, such as the head:", packed.skipped["head.weight"])
+
+# %% [markdown]
+# A model of 70 billion weights fits no laptop, but rounding needs only one block of rows at a time. `quantize_folder` reads a folder of safetensors files piece by piece and writes packed ones; interrupted, it goes on where it was. (GPTQ needs one layer at a time with its inputs; the same idea, more work.)
+
+# %%
+source, target = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "head.weight"}
+for i, part in enumerate(("blocks.0", "blocks.1", "blocks.2", "blocks.3", "")):
+    shard = {name: tensors.pop(name) for name in list(tensors) if name.startswith(part)}
+    save_file(shard, source / f"model-{i}.safetensors")
+report = q.quantize_folder(source, target / "packed", bits=4, group_size=32)
+print(f"{report.source_bytes:,} bytes in {len(report.made)} shards -> {report.nbytes:,} bytes")
+again = q.quantize_folder(source, target / "packed", bits=4, group_size=32)
+print("called again: made", len(again.made), "shards, found", len(again.found))
+
+# %% [markdown]
+# ## 9. The models people bring
+#
+# Nothing here knows the names of our GPT's layers: what shares an input, and who can take a scale, is found by trying. So the same calls work on Hugging Face's models. Here with random weights, built from configurations (nothing is downloaded); GPT-2 stores its matrices transposed, in a layer of its own kind, and is brought into shape first.
+
+
+# %%
+def compare(found, text, probe):
+    """Decibels of the output with 3-bit weights, rounded and by GPTQ, and how many scales can move."""
+    three_bits = {"bits": 3, "group_size": 32, "symmetric": False}
+    nearest, solved = q.quantize_weights(found, **three_bits), q.gptq_model(found, text, **three_bits)
+    with torch.no_grad():
+        right, *others = (one(probe)[0] for one in (found, nearest.model, solved.model))
+    return [measure.sqnr_db(right, other) for other in others], len(q.smooth_model(found, text).scales)
+
+
+# %%
+tokens = torch.randint(0, 64, (32, 64), generator=torch.Generator().manual_seed(0))
+for name in ("llama", "qwen2", "opt", "gpt2"):
+    found = random_transformer(name)
+    found = q.use_linear_layers(found).model if name == "gpt2" else found
+    (nearest, solved), places = compare(found, [(tokens[:24], None)], tokens[24:])
+    print(f"{name:<6} nearest ≈ {nearest:.1f} dB, GPTQ ≈ {solved:.1f} dB; scales can move in {places} places")
+    assert solved > nearest
+
+# %% [markdown]
+# ## 10. The whole lesson in one table
+#
+# The test split of the text, once. Embeddings stay in floats, files are files.
+
+# %%
+test = list(splits.test.batches(32))
+chosen = {
+    "W8 nearest": q.quantize_weights(model, bits=8, **options),
+    "W4 nearest": q.quantize_weights(model, bits=4, **options),
+    "W4 GPTQ": q.gptq_model(model, calibration, bits=4, **options),
+    "W3 nearest": q.quantize_weights(model, bits=3, **options),
+    "W3 GPTQ": q.gptq_model(model, calibration, bits=3, **options),
+}
+finals = {"FP32": model} | {name: q.pack_linears(result.model, result.weights).model for name, result in chosen.items()}
+
+# %%
+final, files = {}, {}
+for name, candidate in finals.items():
+    estimate = measure.perplexity(measure.predict_batches(candidate, test), resamples=200)
+    final[name], files[name] = estimate.value, measure.measure_size(candidate).size_bytes
+    print(f"{name:<11} {files[name]:>9,} bytes", end="   ")
+    print(f"≈ {estimate.value:.3f} [≈ {estimate.low:.3f}, ≈ {estimate.high:.3f}]")
+
+# %%
+fig, ax = plt.subplots(figsize=(7, 3.4))
+for i, name in enumerate(finals):
+    ax.plot(files[name] / 1e3, final[name], "osD^vP"[i], label=name)
+ax.set(xlabel="saved file, kB", ylabel="perplexity of the test text", title="What GPTQ buys at the same size")
+ax.legend()
+show(fig, alt="Six points: FP32 far right; at 3 bits GPTQ lies well below rounding to nearest, at 4 bits close to FP32")
+
+# %% tags=["headline"]
+print(
+    f"perplexity of FP32 ≈ {final['FP32']:.3f}; 4 bits GPTQ ≈ {final['W4 GPTQ']:.3f}; 3 bits nearest "
+    f"≈ {final['W3 nearest']:.3f}, GPTQ ≈ {final['W3 GPTQ']:.3f}; planted outliers W8A8 "
+    f"≈ {w8a8['planted, a scale per tensor']:.1f}, smoothed ≈ {min(curve.values()):.3f}"
+)
+assert final["FP32"] < final["W4 GPTQ"] < final["W3 GPTQ"] < final["W3 nearest"]
+
+# %% [markdown]
+# ## Exercises
+#
+# ### 04.1 What a language model takes
+# *10 minutes, difficulty 1 of 3.* Write `model_bytes(parameters, bits, group_size)`: bytes of all weights when each group has a 16-bit scale and a zero point of `bits` bits.
+
+
+# %% tags=["exercise"]
+def model_bytes(parameters, bits, group_size):
+    return None  # replace this line
+
+
+check("04.1", model_bytes)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def model_bytes_solution(parameters, bits, group_size):
+    return parameters * (bits + (16 + bits) / group_size) / 8
+
+
+check("04.1", model_bytes_solution, record=False)
+
+# %% [markdown]
+# ### 04.2 Two columns of GPTQ
+# *20 minutes, difficulty 3 of 3.* Write `two_columns(w, hessian)` for a row of two weights and their 2 x 2 matrix of mean products: round the first to a whole number, move the second by what the first lost, round it. Return both as a tensor.
+#
+# <details><summary>Hint 1</summary>With e = w[0] - round(w[0]), which change of w[1] makes the mean squared output error least? Set its derivative to zero.</details>
+# <details><summary>Hint 2</summary>The error is H00 e² + 2 H01 e d + H11 d², where d is what is left of the second. Solve for d.</details>
+
+
+# %% tags=["exercise"]
+def two_columns(w, hessian):
+    return None  # replace this line
+
+
+check("04.2", two_columns)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def two_columns_solution(w, hessian):
+    first = w[0].round()
+    second = (w[1] + (w[0] - first) * hessian[0, 1] / hessian[1, 1]).round()
+    return torch.stack([first, second])
+
+
+check("04.2", two_columns_solution, record=False)
+
+# %% [markdown]
+# ### 04.3 A scale that moves from one layer to the next
+# *15 minutes, difficulty 2 of 3.* A norm multiplies by `gamma` and adds `beta`; a Linear layer with `weight` (out, in) follows. Write `move(gamma, beta, weight, s)`: the three tensors of the same function, with the activations between them divided by `s`.
+#
+# <details><summary>Hint</summary>What comes out of the norm is gamma * x + beta: both have to be divided.</details>
+
+
+# %% tags=["exercise"]
+def move(gamma, beta, weight, s):
+    return None  # replace this line
+
+
+check("04.3", move)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def move_solution(gamma, beta, weight, s):
+    return gamma / s, beta / s, weight * s
+
+
+check("04.3", move_solution, record=False)
+
+# %% [markdown]
+# ### 04.4 Perplexity
+# *5 minutes, difficulty 1 of 3.* Write `perplexity_of(log_probabilities)` for the natural logarithms of the probabilities that the model gave to the tokens that really came.
+
+
+# %% tags=["exercise"]
+def perplexity_of(log_probabilities):
+    return None  # replace this line
+
+
+check("04.4", perplexity_of)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def perplexity_of_solution(log_probabilities):
+    return math.exp(-log_probabilities.mean())
+
+
+check("04.4", perplexity_of_solution, record=False)
+
+# %% [markdown]
+# ### 04.5 How fast can it write?
+# *10 minutes, difficulty 2 of 3.* Write `tokens_per_second(weight_bytes, cache_bytes_per_token, context, bandwidth)`: the most tokens a second when all weights and the whole cache are read from memory for each token.
+#
+# <details><summary>Hint</summary>How many bytes are read for one token? How long does that take?</details>
+
+
+# %% tags=["exercise"]
+def tokens_per_second(weight_bytes, cache_bytes_per_token, context, bandwidth):
+    return None  # replace this line
+
+
+check("04.5", tokens_per_second)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def tokens_per_second_solution(weight_bytes, cache_bytes_per_token, context, bandwidth):
+    return bandwidth / (weight_bytes + cache_bytes_per_token * context)
+
+
+check("04.5", tokens_per_second_solution, record=False)
+
+# %% [markdown]
+# ## Quiz
+
+# %% tags=["quiz"]
+quiz("04")
+
+# %% [markdown]
+# ## Summary
+#
+# - Transformers have loud channels; a scale can move them from activations into weights and back, and the function stays.
+# - **SmoothQuant** moves them so that 8-bit activations work, **AWQ** so that important weights are rounded well.
+# - **GPTQ** needs only the mean products of a layer's inputs, and lets later columns make up for earlier ones.
+# - Count scales, zero points, embeddings and the cache. "4 bits" is rarely 4.
+# - Fewer bytes make single tokens faster; prompts hardly.
+#
+# ## Sources
+#
+# - Frantar and others, *GPTQ*, 2022, arXiv:2210.17323
+# - Lin and others, *AWQ*, 2023, arXiv:2306.00978
+# - Xiao and others, *SmoothQuant*, 2022, arXiv:2211.10438
+# - Dettmers and others, *LLM.int8()*, 2022, arXiv:2208.07339 (outlier channels); *QLoRA*, 2023, arXiv:2305.14314 (NF4)
+# - Badri and Shaji, *Half-quadratic quantization*, 2023 (HQQ)
+# - Liu and others, *KIVI: a tuning-free asymmetric 2-bit quantization for KV cache*, 2024, arXiv:2402.02750
+#
+# ## Next
+#
+# Lesson 05 takes weights away instead of shortening them.
+
+# %%
+lesson_done = True
