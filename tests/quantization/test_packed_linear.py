@@ -111,6 +111,14 @@ def test_gradients_flow_through_to_the_input_and_the_bias():
     assert layer.bias.grad.tolist() == [2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("where", [{}, {"axis": 0}, {"group_size": 4}])
+def test_a_layer_without_outputs(bits, where):
+    layer = PackedLinear(quantize(torch.empty(0, 4), bits=bits, **where))
+    assert layer(noise(3, 4)).shape == (3, 0)
+    assert layer.bits_per_weight == float("inf")
+
+
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (3, True), (2, True), (8, True)])
 def test_export_with_a_dynamic_batch(bits, symmetric):
     model = nn.Sequential(
@@ -231,7 +239,6 @@ def test_errors_of_a_layer():
     assert repr(PackedLinear.empty(64, 2)) == (
         "PackedLinear(in_features=64, out_features=2, bias=True, bits=4, symmetric=False, 5.125 bits per weight)"
     )
-    assert PackedLinear(quantize(torch.empty(0, 4))).bits_per_weight == float("inf")
 
 
 def test_errors_of_a_model():
