@@ -22,7 +22,12 @@ MARKERS = "os^DvPX<>hp"  # 11, against 10 colors: no pair comes twice
 
 
 def plot_comparison(table: pd.DataFrame, metric: str, *, ax: Axes | None = None) -> Axes:
-    """Draw quality with its interval against the size of the saved file; the area of a marker is the latency.
+    """Draw quality with its interval against the size of the saved file; the area of a marker is the latency, if known.
+
+    Args:
+        table: rows with ``size_bytes``, the metric with its ``_low`` and ``_high``, and perhaps ``latency_s``.
+        metric: a column, such as ``"accuracy"``.
+        ax: where to draw; None makes a figure.
 
     Example:
         >>> import torch
@@ -38,14 +43,14 @@ def plot_comparison(table: pd.DataFrame, metric: str, *, ax: Axes | None = None)
 
     ax = plt.subplots(figsize=(7, 4.2), layout="constrained")[1] if ax is None else ax
     colors = matplotlib.color_sequences["petroff10"]
-    factor = 100 if metric == "accuracy" else 1
+    factor, timed = 100 if metric == "accuracy" else 1, "latency_s" in table
     for place, (name, row) in enumerate(table.iterrows()):
         color, value = colors[place % len(colors)], factor * row[metric]
         ends = [[max(0.0, value - factor * row[f"{metric}_low"])], [max(0.0, factor * row[f"{metric}_high"] - value)]]
         ax.errorbar(row["size_bytes"], value, yerr=ends, color=color, capsize=4, linewidth=1.2, zorder=1)
-        area = max(20.0, 350 * row["latency_s"] / table["latency_s"].max())
+        area = max(20.0, 350 * row["latency_s"] / table["latency_s"].max()) if timed else 60
         style = {"marker": MARKERS[place % len(MARKERS)], "edgecolor": color, "linewidth": 2, "zorder": 2}
-        label = f"{name}: {si(row['latency_s'], 's')}"
+        label = f"{name}: {si(row['latency_s'], 's')}" if timed else name
         ax.scatter(row["size_bytes"], value, s=area, facecolor=(*to_rgb(color), 0.25), label=label, **style)
     if table["size_bytes"].max() >= 10 * table["size_bytes"].min():
         ax.set_xscale("log")
@@ -55,7 +60,8 @@ def plot_comparison(table: pd.DataFrame, metric: str, *, ax: Axes | None = None)
     ax.margins(x=0.12, y=0.12)
     ax.set(xlabel="size of the saved file (bytes)", ylabel=f"{metric} (%)" if factor == 100 else metric)
     ax.grid(alpha=0.3)
-    legend = ax.legend(title="latency = area of the marker", loc="center left", bbox_to_anchor=(1, 0.5))
+    title = "latency = area of the marker" if timed else None
+    legend = ax.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5))
     for handle in legend.legend_handles:
         handle.set_sizes([60])
     return ax

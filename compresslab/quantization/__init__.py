@@ -38,7 +38,7 @@ from compresslab.quantization.smooth import Smoothed, smooth_model, smoothing_sc
 from compresslab.quantization.static import StaticQuantized, quantize_static
 from compresslab.quantization.streaming import PackedFolder, StreamReport, load_packed, quantize_folder
 from compresslab.quantization.transposed import Untransposed, use_linear_layers
-from compresslab.quantization.weight_only import WeightOnly, quantize_weights
+from compresslab.quantization.weight_only import WeightOnly, packed_state, quantize_weights
 
 __all__ = [
     "AWQ", "HQQ", "LSQ", "NF4", "OBSERVERS", "AdaRounded", "Allocation", "Converted", "Corrected", "Dynamic",
@@ -47,7 +47,7 @@ __all__ = [
     "RunningHessian", "Smoothed", "StaticQuantized", "StreamReport", "Untransposed", "WeightOnly", "adaround_model",
     "allocate_bits", "allocate_bits_greedy", "awq_model", "calibrate", "choose_grid", "clipped_grid", "convert",
     "correct_bias", "equalize", "find_joints", "fold_batchnorm", "freeze", "gptq_model", "hqq_model",
-    "integer_levels", "load_packed", "move_scales", "nf4_model", "pack", "pack_linears", "prepare_qat", "quantize",
+    "integer_levels", "load_packed", "move_scales", "nf4_model", "pack", "pack_linears", "packed_state", "prepare_qat", "quantize",
     "quantize_dynamic", "quantize_folder", "quantize_hqq", "quantize_keys", "quantize_multiplier", "quantize_nf4",
     "quantize_static", "quantize_values", "quantize_weights", "requantize", "search_clip", "search_scales",
     "smooth_model", "smoothing_scales", "unpack", "use_linear_layers",

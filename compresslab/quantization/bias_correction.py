@@ -11,12 +11,14 @@ each layer is measured behind corrected ones.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compresslab.quantization.affine import check_finite
 
@@ -59,7 +61,7 @@ def channel_means(model: nn.Module, layers: Iterable[str], batches: Iterable) ->
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> RemovableHandle:
         def hook(layer: nn.Module, inputs: object, output: Tensor) -> None:
             rows = output.movedim(output.dim() - layer.weight.dim() + 1, -1).flatten(0, -2).double()
             sums[name] = sums.get(name, 0) + rows.sum(0)
@@ -67,18 +69,16 @@ def channel_means(model: nn.Module, layers: Iterable[str], batches: Iterable) ->
 
         return model.get_submodule(name).register_forward_hook(hook)
 
-    handles = [watch(name) for name in layers]
-    try:
-        seen = 0
+    seen = 0
+    with contextlib.ExitStack() as hooks:
+        for name in layers:
+            hooks.enter_context(watch(name))
         for inputs, *_ in batches:
             if inputs.is_floating_point():
                 check_finite(inputs, f"inputs of batch {seen}")
             with torch.no_grad():
                 model(inputs)
             seen += 1
-    finally:
-        for handle in handles:
-            handle.remove()
     if not seen:
         raise ValueError("batches holds no batch; pass at least one of (inputs, labels)")
     return {name: total / counts[name] for name, total in sums.items()}

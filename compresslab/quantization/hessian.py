@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compresslab.quantization.layer_samples import patches
 
@@ -83,19 +84,17 @@ def count_calls(model: nn.Module, names: Iterable[str], batches: Sequence[Tensor
     calls: dict[str, list[int]] = {}
     place = 0
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> RemovableHandle:
         def hook(layer: nn.Module, args: object) -> None:
             calls.setdefault(name, [0] * len(batches))[place] += 1
 
         return model.get_submodule(name).register_forward_pre_hook(hook)
 
-    handles = [watch(name) for name in names]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(watch(name))
         for place, inputs in enumerate(batches):  # noqa: B007 (the hook reads it)
             model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls
 
 
@@ -124,12 +123,9 @@ def layer_hessian(model: nn.Module, name: str, batches: Sequence[Tensor], calls:
         if not left:
             raise _Enough
 
-    handle = model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True):
         for inputs, left in zip(batches, calls, strict=True):
             if left:
                 with contextlib.suppress(_Enough):
                     model(inputs)
-    finally:
-        handle.remove()
     return found

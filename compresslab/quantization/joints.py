@@ -143,12 +143,11 @@ def _watched(model: nn.Module, layers: Sequence[str], visit: Visit) -> Iterator[
     def hook(name: str) -> Callable:
         return lambda layer, args, kwargs: visit(name, args[0] if args else kwargs["input"])
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True) for name in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name in layers:
+            layer = model.get_submodule(name)
+            hooks.enter_context(layer.register_forward_pre_hook(hook(name), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from compresslab.quantization.affine import check_finite
 
@@ -109,7 +110,7 @@ def sample_outputs(
     found: dict[str, Samples] = {}
     calls: dict[str, list[int]] = {}
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> RemovableHandle:
         def hook(layer: nn.Module, args: object, output: Tensor) -> None:
             axes = layer.weight.dim() - 2
             y = output.reshape(-1, output.shape[-1]) if axes == 0 else output
@@ -123,13 +124,11 @@ def sample_outputs(
 
         return model.get_submodule(name).register_forward_hook(hook)
 
-    handles = [watch(name) for name in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for name in layers:
+            hooks.enter_context(watch(name))
         for place, inputs in enumerate(batches):  # noqa: B007 (the hook reads it)
             model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {name: kept for name, kept in found.items() if calls[name] == list(range(len(batches)))}
 
 
@@ -158,15 +157,12 @@ def sample_inputs(model: nn.Module, name: str, batches: Sequence[Tensor], sample
             rows.append(every[samples.positions[place]].flatten(1))  # (n, groups * I)
         raise _Reached
 
-    handle = model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
-    try:
+    with model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True):
         for place, inputs in enumerate(batches):
             with contextlib.suppress(_Reached):
                 model(inputs)
             if len(rows) != place + 1:
                 return None
-    finally:
-        handle.remove()
     return torch.cat(rows).unflatten(1, (getattr(model.get_submodule(name), "groups", 1), -1))
 
 

@@ -155,17 +155,10 @@ class PackedLinear(nn.Module):
         return unpack(self.zero_point, self.scale.shape, bits=self.bits, signed=False)
 
     def _levels(self) -> Tensor:
-        count, spare = self.out_features * self.in_features, 8 - self.bits
-        if self.bits in (2, 4, 8):  # levels that fill bytes: twenty times quicker by shifts of whole bytes
-            parts = [self.packed << place for place in range(spare, -1, -self.bits)]  # each on top of a byte
-            levels = torch.stack(parts, dim=-1).reshape(-1)[:count]
-            levels = (levels.view(torch.int8) if self.symmetric else levels) >> spare  # an int8 keeps its sign
-        else:
-            parts = self.packed.split(BLOCK * self.bits // 8)
-            counts = [min(BLOCK, count - place) for place in range(0, max(count, 1), BLOCK)]
-            parts = [unpack(p, n, bits=self.bits, signed=self.symmetric) for p, n in zip(parts, counts, strict=True)]
-            levels = torch.cat(parts)
-        return levels.reshape(self.out_features, self.in_features)
+        count, parts = self.out_features * self.in_features, self.packed.split(BLOCK * self.bits // 8)
+        counts = [min(BLOCK, count - place) for place in range(0, max(count, 1), BLOCK)]
+        parts = [unpack(p, n, bits=self.bits, signed=self.symmetric) for p, n in zip(parts, counts, strict=True)]
+        return torch.cat(parts).reshape(self.out_features, self.in_features)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ they stand one after the other in a stream of bits, the first level in the lowes
     3 bits    byte 0: c c b b b a a a     byte 1: f e e e d d d c     byte 2: h h h g g g f f
               high bit <-------- low bit
 
-Eight levels of b bits fill b bytes exactly, which is the unit that the code moves. What is left of the last byte is 0.
+Eight levels of b bits fill b bytes exactly, which is the unit that the code moves; widths that divide 8 move byte by
+byte instead, many times faster. What is left of the last byte is 0.
 Signed levels are two's complement; with 1 bit, where that would mean -1 and 0, the bit 1 stands for +1 and 0 for -1, as
 in ``affine.py``.
 """
@@ -54,6 +55,11 @@ def pack(levels: Tensor, *, bits: int, signed: bool = True) -> Tensor:
         )
     if bits == 1 and signed:
         flat = (flat > 0).long()
+    if 8 % bits == 0:
+        flat = torch.nn.functional.pad(flat.to(torch.uint8), (0, -flat.numel() % (8 // bits))).reshape(-1, 8 // bits)
+        flat = flat & (2**bits - 1)
+        parts = [flat[:, place] << (place * bits) for place in range(8 // bits)]
+        return torch.stack(parts).sum(0, dtype=torch.uint8)  # no two of them share a bit
     words = torch.zeros(-(-flat.numel() // 8), dtype=torch.int64, device=flat.device)
     for place in range(8):
         part = flat[place::8] & (2**bits - 1)
@@ -89,6 +95,13 @@ def unpack(packed: Tensor, shape: int | Sequence[int], *, bits: int, signed: boo
     if packed.shape != (_size(count, bits),):
         need = f"{_size(count, bits)} bytes for {count} levels of {bits} bits"
         raise ValueError(f"packed has shape {tuple(packed.shape)}, but needs {need}; check shape={shape} and bits")
+    if 8 % bits == 0:  # each level to the top of a byte, and down again: an int8 brings its sign with it
+        spare = 8 - bits
+        levels = torch.stack([packed << place for place in range(spare, -1, -bits)], dim=-1).reshape(-1)[:count]
+        if signed and bits > 1:
+            return (levels.view(torch.int8) >> spare).reshape(shape)
+        levels = (levels >> spare).reshape(shape)
+        return 2 * levels.to(torch.int8) - 1 if signed else levels
     stream = torch.nn.functional.pad(packed, (0, -packed.numel() % bits)).reshape(-1, bits).long()
     words = torch.zeros(len(stream), dtype=torch.int64, device=packed.device)
     for byte in range(bits):
@@ -97,8 +110,6 @@ def unpack(packed: Tensor, shape: int | Sequence[int], *, bits: int, signed: boo
     levels = levels.reshape(-1)[:count].reshape(shape)
     if not signed:
         return levels.to(torch.uint8)
-    if bits == 1:
-        return (2 * levels - 1).to(torch.int8)
     return torch.where(levels >= 2 ** (bits - 1), levels - 2**bits, levels).to(torch.int8)
 
 

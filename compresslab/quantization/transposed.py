@@ -10,6 +10,7 @@ whose output on random input is x W + b.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,7 @@ def use_linear_layers(model: nn.Module) -> Untransposed:
     """A new model in which each layer that computes x W + b is an ``nn.Linear`` with the weight transposed.
 
     Args:
-        model: any module. Weights that other modules share keep their layer as it is.
+        model: any module. A layer with hooks, or whose weight or bias another module shares, stays as it is.
 
     Raises:
         ValueError: there is no such layer.
@@ -70,15 +71,13 @@ def use_linear_layers(model: nn.Module) -> Untransposed:
         )
     """
     result = copy.deepcopy(model)
-    owners: dict[int, int] = {}
-    for module in result.modules():
-        for parameter in module.parameters(recurse=False):
-            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    owners = Counter(id(parameter) for module in result.modules() for parameter in module.parameters(recurse=False))
     made: dict[int, nn.Linear] = {}
     replaced = []
     for name, module in list(result.named_modules(remove_duplicate=False)):
         tied = any(owners[id(parameter)] > 1 for parameter in module.parameters(recurse=False))
-        if not name or tied or (id(module) not in made and not multiplies_by_its_weight(module)):
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if not name or tied or hooked or (id(module) not in made and not multiplies_by_its_weight(module)):
             continue
         if id(module) not in made:
             made[id(module)] = _linear(module)

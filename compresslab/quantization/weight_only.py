@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from compresslab.quantization.affine import Quantized, check_finite, quantize
 from compresslab.quantization.clipping import clipped_grid
+from compresslab.quantization.packing import pack
 
-__all__ = ["WeightOnly", "from_rows", "quantize_weights", "rows_of", "weights_of"]
+__all__ = ["WeightOnly", "from_rows", "packed_state", "quantize_weights", "rows_of", "weights_of"]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention)
@@ -153,6 +154,38 @@ def quantize_weights(
     others = {**dict(result.named_parameters()), **dict(result.named_buffers())}
     nbytes = sum(others[name].nbytes for name in skipped) + sum(weight.nbytes for weight in weights.values())
     return WeightOnly(result, weights, skipped, nbytes)
+
+
+def packed_state(model: nn.Module, weights: Mapping[str, Quantized]) -> dict[str, Tensor]:
+    """What a file of the model has to hold: packed levels, scales and zero points, and all else as it is.
+
+    Args:
+        model: the one that the levels belong to, with the dequantized weights or with their levels in its state.
+        weights: levels of at most 8 bits by parameter, as in ``WeightOnly.weights`` and ``Converted.weights``.
+
+    Returns:
+        ``name.packed``, ``name.scale`` and, where the grid is asymmetric, ``name.zero_point`` in place of each weight
+        and of what is tied to it.
+
+    Raises:
+        ValueError: a weight has more than 8 bits.
+
+    Example:
+        >>> result = quantize_weights(nn.Linear(4, 2), bits=4)
+        >>> {name: tensor.nbytes for name, tensor in packed_state(result.model, result.weights).items()}
+        {'bias': 8, 'weight.packed': 4, 'weight.scale': 8}
+    """
+    state, parameters = model.state_dict(), dict(model.named_parameters(remove_duplicate=False))
+    for name, weight in weights.items():
+        path, dot, attribute = name.rpartition(".")
+        beneath = f"{path}{dot}parametrizations.{attribute}."  # where a converted model keeps its levels
+        tied = {other for other, parameter in parameters.items() if parameter is parameters.get(name)}
+        state = {key: part for key, part in state.items() if key not in tied and not key.startswith(beneath)}
+        parts = {"packed": pack(weight.levels, bits=weight.bits, signed=weight.grid.symmetric), "scale": weight.scale}
+        if not weight.grid.symmetric:
+            parts["zero_point"] = pack(weight.zero_point, bits=weight.bits, signed=False)
+        state |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    return state
 
 
 def _divisor(length: int, wanted: int) -> int:

@@ -11,20 +11,16 @@ from torch import nn
 
 __all__ = ["NAMES", "random_transformer"]
 
+WIDTH, VOCAB = 32, 64
 NAMES = ("llama", "mistral", "qwen2", "gpt2", "opt", "bert")
 
 
-def random_transformer(
-    name: str, *, width: int = 32, depth: int = 2, vocab: int = 64, generator: torch.Generator | None = None
-) -> nn.Module:
-    """A transformer of the family ``name`` in eval mode; it takes tokens (B, L) and gives an output with ``[0]``.
+def random_transformer(name: str, *, generator: torch.Generator | None = None) -> nn.Module:
+    """A transformer of two blocks in eval mode; it takes tokens (B, L) below 64 and gives an output with ``[0]``.
 
     Args:
         name: one of ``NAMES``. llama, mistral and qwen2 have grouped-query attention, qwen2 and gpt2 a tied head,
             gpt2 layers that store their weights transposed.
-        width: size of the stream, a multiple of 8.
-        depth: number of blocks.
-        vocab: number of tokens.
         generator: of the weights; None starts from seed 0.
 
     Raises:
@@ -36,34 +32,29 @@ def random_transformer(
     from compresslab.workbench.vision import torchvision
 
     torchvision()
-    import transformers
+    import transformers as hf
 
-    usual = {
-        "vocab_size": vocab, "hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": 4,
-        "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2,
-    }  # fmt: skip
-    grouped = usual | {"intermediate_size": 2 * width, "num_key_value_heads": 2}
-    if name == "llama":
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**grouped))
-    elif name == "mistral":
-        model = transformers.MistralForCausalLM(transformers.MistralConfig(**grouped, sliding_window=16))
-    elif name == "qwen2":
-        model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**grouped, tie_word_embeddings=True))
-    elif name == "gpt2":
-        model = transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=vocab, n_embd=width, n_layer=depth, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1
-            )
-        )
-    elif name == "opt":
-        model = transformers.OPTForCausalLM(
-            transformers.OPTConfig(**usual, ffn_dim=2 * width, word_embed_proj_dim=width)
-        )
-    else:
-        model = transformers.BertModel(transformers.BertConfig(**usual, intermediate_size=2 * width))
+    tokens = {"vocab_size": VOCAB, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    usual = tokens | {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4}
+    usual["max_position_embeddings"] = 128
+    wide = usual | {"intermediate_size": 2 * WIDTH}
+    grouped = wide | {"num_key_value_heads": 2}
+    with torch.random.fork_rng(devices=[]):  # the library draws from the global generator
+        if name == "llama":
+            model = hf.LlamaForCausalLM(hf.LlamaConfig(**grouped))
+        elif name == "mistral":
+            model = hf.MistralForCausalLM(hf.MistralConfig(**grouped, sliding_window=16))
+        elif name == "qwen2":
+            model = hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped, tie_word_embeddings=True))
+        elif name == "gpt2":
+            model = hf.GPT2LMHeadModel(hf.GPT2Config(**tokens, n_embd=WIDTH, n_layer=2, n_head=4, n_positions=128))
+        elif name == "opt":
+            model = hf.OPTForCausalLM(hf.OPTConfig(**usual, ffn_dim=2 * WIDTH, word_embed_proj_dim=WIDTH))
+        else:
+            model = hf.BertModel(hf.BertConfig(**wide))
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with torch.no_grad():
-        for parameter in model.parameters():  # the library draws from the global generator; draw again from ours
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.1, generator=generator)
     return model.eval()

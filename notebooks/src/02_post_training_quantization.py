@@ -115,13 +115,9 @@ assert q.quantize(weight, bits=4).levels[1].count_nonzero() == 0
 
 
 # %%
-def packed_file(result):
+def file_bytes(result):
     """Size of the saved file: integers packed into bytes, scales, and what was not quantized."""
-    tensors = dict(result.model.state_dict())
-    for name, weight in result.weights.items():
-        tensors[name] = q.pack(weight.levels, bits=weight.bits)
-        tensors[f"{name}.scale"] = weight.scale
-    return measure.measure_size(tensors).size_bytes
+    return measure.measure_size(q.packed_state(result.model, result.weights)).size_bytes
 
 
 # %% [markdown]
@@ -146,7 +142,7 @@ rows = []
 for bits in (8, 4, 3, 2):
     for kind, options in kinds.items():
         result = q.quantize_weights(model, bits=bits, **options)
-        rows.append([bits, kind, packed_file(result), result.bits_per_weight, *score(result.model)])
+        rows.append([bits, kind, file_bytes(result), result.bits_per_weight, *score(result.model)])
 columns = ["bits", "a scale for each", "file, bytes", "bits per weight", "logits, dB", "accuracy, %"]
 weights_only = pd.DataFrame(rows, columns=columns)
 for _, row in weights_only.iterrows():
@@ -410,6 +406,7 @@ torch.onnx.export(
 )  # fmt: skip
 
 
+# %%
 class Reader(CalibrationDataReader):
     """Calibration images in the form that ONNX Runtime asks for."""
 
@@ -454,7 +451,7 @@ assert score(static)[0] > score(plain)[0] + 1
 #
 # ### Trap: an entropy calibration that calibrates nothing
 #
-# ONNX Runtime's entropy method compares histograms of 128 bins, clipped at 128 or more bins, after merging them into 128 levels. With one batch there is exactly one candidate: the whole range. With more batches the bins grow in number, and with them a few candidates; so the range depends on the batch size. Ours has bins enough (8,192), in which every batch falls the same way.
+# ONNX Runtime's entropy method compares histograms of 128 bins, clipped at 128 or more bins, after merging them into 128 levels. With one batch there is exactly one candidate: the whole range. With more batches the bins grow in number, and with them a few candidates; so the range depends on the batch size. Ours has thousands of bins, and every batch falls into the same ones.
 
 # %% tags=["trap"]
 print(
@@ -491,7 +488,7 @@ assert speeds[32]["dynamic INT8"] < speeds[32]["static INT8"]
 # %% [markdown]
 # Static INT8 is faster where the processor has instructions for it (`compresslab doctor`: VNNI or similar). Dynamic INT8 of convolutions is several times *slower than FP32*: its kernel for convolutions is slow, and it measures ranges in every call. The file is small in both cases; only a clock tells them apart.
 #
-# The second library is **torchao**, PyTorch's own. Its graph flow (*PT2E*) exports the network, inserts observers, calibrates, converts. Its integers run fast only after `torch.compile`, which takes a minute and a C++ compiler, so here we look at its quality alone. (The flows that most tutorials show, `torch.ao.quantization` with its stubs and fused modules, are deprecated; we do not use them.)
+# The second library is **torchao**, PyTorch's own. Its graph flow (*PT2E*) exports the network, inserts observers, calibrates, converts. Its integers run fast only after `torch.compile`, which takes its time and a C++ compiler, so here we look at its quality alone. (The flows that most tutorials show, `torch.ao.quantization` with its stubs and fused modules, are deprecated; we do not use them.)
 
 # %%
 exported = torch.export.export(model, example, dynamic_shapes=batch_axis).module()
@@ -574,6 +571,7 @@ def noise(candidate):
         return ((candidate(probe) - clean).square().sum() / clean.square().sum()).item()
 
 
+# %%
 scan = measure.scan_sensitivity(model, one_layer, noise, layers=layers, settings=[2, 3, 4, 8])
 
 # %%
@@ -638,33 +636,27 @@ results = {
     "W2.5 AdaRound": q.adaround_model(model, calibration.batches(64), bits=plan, steps=300, samples=2048),
 }
 finals = {"FP32": (model, float_bytes), "W8A8 static": (static, measure.measure_size(static).size_bytes)}
-finals |= {name: (result.model, packed_file(result)) for name, result in results.items()}
+finals |= {name: (result.model, file_bytes(result)) for name, result in results.items()}
 print("bits of the last plan:", ", ".join(f"≈ {bits}" for bits in plan.values()))
 
 # %%
 answers = {name: measure.predict(candidate, splits.test.batches()) for name, (candidate, _) in finals.items()}
-percent = {name: 100 * measure.accuracy(found).value for name, found in answers.items()}
+rows = []
 for name, found in answers.items():
-    interval = measure.accuracy(found)
-    paired = measure.mcnemar(answers["FP32"].correct, found.correct) if name != "FP32" else None
-    luck = "" if paired is None else f"   p ≈ {paired.p_value:.2g}"
-    share = f"≈ {percent[name]:.1f} % [≈ {100 * interval.low:.1f}, ≈ {100 * interval.high:.1f}]"
-    print(f"{name:<13} ≈ {finals[name][1]:>7,} bytes   {share}{luck}")
+    share, p = measure.accuracy(found), measure.mcnemar(answers["FP32"].correct, found.correct).p_value
+    rows.append([finals[name][1], share.value, share.low, share.high])
+    ends = f"[≈ {100 * share.low:.1f}, ≈ {100 * share.high:.1f}]"
+    print(f"{name:<13} ≈ {finals[name][1]:>7,} bytes   ≈ {100 * share.value:.1f} % {ends}   p ≈ {p:.2g}")
+columns = ["size_bytes", "accuracy", "accuracy_low", "accuracy_high"]
+summary = pd.DataFrame(rows, index=list(answers), columns=columns)
 
 # %%
-fig, ax = plt.subplots(figsize=(7.5, 3.8))
-for i, (name, found) in enumerate(answers.items()):
-    value = measure.accuracy(found)
-    bar = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
-    ax.errorbar(finals[name][1] / 1e3, 100 * value.value, yerr=bar, marker="osD^vP"[i], capsize=3, ls="", label=name)
-ax.set(xscale="log", xlabel="saved file, kB", ylabel="test accuracy, %", title="What a trained network lives with")
-ax.set_xticks([64, 100, 200, 400, 714], ["64", "100", "200", "400", "714"], minor=False)
-ax.minorticks_off()
-ax.legend(fontsize=8)
-show(fig, alt="Six points with error bars by file size: all but rounding to three bits lie near FP32")
+ax = measure.plot_comparison(summary, "accuracy")
+ax.set(title="What a trained network lives with")
+show(ax, alt="Six points with error bars by file size: all but rounding to three bits lie near FP32")
 
 # %% tags=["headline"]
-small = finals["W2.5 AdaRound"][1]
+small, percent = finals["W2.5 AdaRound"][1], 100 * summary["accuracy"]
 print(
     f"FP32 {float_bytes:,} bytes ≈ {percent['FP32']:.1f} %; W8A8 ≈ {percent['W8A8 static']:.1f} %; 2.5 bits on average, "
     f"AdaRound, ≈ {small:,} bytes ≈ {percent['W2.5 AdaRound']:.1f} %"

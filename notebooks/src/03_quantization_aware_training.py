@@ -38,7 +38,7 @@ logging.disable(logging.WARNING)  # torchao warns of things that do not concern 
 
 # %%
 guess_eight = None  # points of accuracy: what does training win at 8 bits, over rounding a trained network?
-guess_two = None  # percent: accuracy with 2-bit weights and activations, after training on half of the images once?
+guess_two = None  # percent: accuracy with 2-bit weights and activations, after training on 2,000 images once?
 guess_ends = None  # points: what does it cost to give the first and the last layer 2 bits as well?
 
 # %% [markdown]
@@ -154,10 +154,10 @@ show(fig, alt="A sawtooth between -0.5 and 0.5 inside of the grid, and flat at -
 # %%
 assert torch.allclose(slope, formula, atol=1e-5)
 print("autograd and the paper's formula agree on", len(slope), "values")
-show_source(q.LSQ.for_weight)
+show_source(q.LSQ.forward)
 
 # %% [markdown]
-# Many weights share one step, so its gradient is a sum over thousands; the paper scales it by $1/\sqrt{N Q_P}$ so that steps and weights learn equally fast. (With plain gradient descent that matters. Adam divides every gradient by its own size, so there the factor cancels.)
+# Many weights share one step, so its gradient is a sum over thousands; the paper scales it by $1/\sqrt{N Q_P}$ so that steps and weights learn equally fast. (With plain gradient descent that matters. Adam divides every gradient by its own size, so there the factor cancels.) Where does the step start? The paper starts from a formula (exercise 03.3), our package from the step of least squared error.
 
 # %% [markdown]
 # ## 3. Prepare a network
@@ -171,7 +171,7 @@ show_source(q.LSQ.for_weight)
 # %%
 splits = data.load("glyphs")
 network = checkpoints.load("resnet")
-images = splits.train.take(8000)  # the same images for everything that follows
+images, few = splits.train.take(6000), splits.train.take(2000)  # the same for all that are compared
 calibration = list(splits.train.take(256).batches(64))
 prepared = q.prepare_qat(network, calibration, weight_bits=2, activation_bits=2)
 print("layers by the bits of their weights:", pd.Series(prepared.weight_bits).value_counts().to_dict())
@@ -205,13 +205,13 @@ assert torch.equal(beneath, before)
 # %% [markdown]
 # ## 4. Train
 #
-# One pass over 8,000 images, with our usual loop: the rate warms up (the grid is a shock at first) and decays to zero. The fewer bits, the higher the rate: there is more to repair.
+# One pass over 2,000 images, with our usual loop: the rate warms up (the grid is a shock at first) and decays to zero. The fewer bits, the higher the rate: there is more to repair.
 
 # %%
 RATES = {8: 1e-4, 4: 1e-4, 3: 5e-4, 2: 2e-3}
 
 
-def train(model, bits, seed=0, on=images):
+def train(model, bits, seed=0, on=few):
     """The trained copy, after one pass."""
     options = {"epochs": 1, "batch_size": 64, "weight_decay": 0.0, "augment": jitter}
     return fit(model, on, lr=RATES[bits], seed=seed, **options).model
@@ -222,21 +222,24 @@ def percent(model, split=splits.val):
 
 
 # %%
-before, trained = percent(prepared.model), train(prepared.model, 2)
-print(f"2-bit weights and activations: ≈ {before:.1f} % before, ≈ {percent(trained):.1f} % after one pass")
-reveal(guess_two, percent(trained), what="accuracy at 2 bits after training", unit="%")
-assert percent(trained) > before + 40
+before, twos = percent(prepared.model), [train(prepared.model, 2, seed) for seed in range(3)]
+learned = [percent(model) for model in twos]
+print(
+    f"2-bit weights and activations: ≈ {before:.1f} % before; three seeds:", ", ".join(f"≈ {v:.1f} %" for v in learned)
+)
+reveal(guess_two, sum(learned) / 3, what="accuracy at 2 bits after training", unit="%")
+assert min(learned) > before + 40
 
 # %% [markdown]
-# Two bits are four values for each weight and four for each activation. Rounded, the network was lost; trained for seconds, it reads again. How much of this is LSQ's learned step? The same training with ranges that follow the largest values, and only the straight-through estimator:
+# Two bits are four values for each weight and four for each activation. Rounded, the network was lost; trained for seconds, it reads again. How much of this is LSQ's learned step? The same training, with ranges that follow the largest values, and only the straight-through estimator:
 
 # %%
 plain = q.prepare_qat(network, calibration, weight_bits=2, activation_bits=2, method="ste")
-by_ste = percent(train(plain.model, 3))  # the rate of 3 bits, which suits it better
+by_ste = [percent(train(plain.model, 3, seed)) for seed in range(3)]  # the rate of 3 bits, which suits it better
 zeros = (plain.model.layer2[0].conv1.weight == 0).float().mean().item()
-print(f"straight-through alone ≈ {by_ste:.1f} %, with learned steps ≈ {percent(trained):.1f} %")
+print("straight-through alone:", ", ".join(f"≈ {v:.1f} %" for v in by_ste))
 print(f"weights of a layer that its grid rounds to zero at the start: ≈ {100 * zeros:.0f} %")
-assert by_ste < percent(trained) - 10
+assert max(by_ste) < min(learned) - 10
 assert zeros > 0.7
 
 # %% [markdown]
@@ -244,7 +247,7 @@ assert zeros > 0.7
 #
 # ## 5. Rounding against training
 #
-# Now fairly: weights *and* activations at 8, 4, 3 and 2 bits, the same images for both sides, three seeds for whatever depends on luck. Rounding gets its best methods too: ranges of least squared error, and AdaRound for the weights. Nothing is chosen by this table, so it may look at the test split.
+# Now fairly: weights *and* activations at 8, 4, 3 and 2 bits, the same images for both sides, 6,000 now, three seeds for whatever depends on luck. Rounding gets its best methods too: ranges of least squared error, and AdaRound for the weights. Nothing is chosen by this table, so it may look at the test split.
 
 # %%
 folded = q.fold_batchnorm(network).model
@@ -255,7 +258,7 @@ def rounded(bits):
     simple = q.prepare_qat(network, calibration, weight_bits=bits, activation_bits=bits).model
     widths = dict.fromkeys(q.quantize_weights(folded).weights, bits)
     widths["conv1.weight"] = widths["linear.weight"] = 8
-    weights = q.adaround_model(folded, calibration, bits=widths, steps=300, samples=2048).model
+    weights = q.adaround_model(folded, calibration, bits=widths, steps=200, samples=1024).model
     both = q.prepare_qat(weights, calibration, weight_bits=16, activation_bits=bits).model  # 16 bits keep what is there
     return percent(simple, splits.test), percent(both, splits.test)
 
@@ -264,7 +267,7 @@ def rounded(bits):
 rows, models = {}, {}
 for bits in (8, 4, 3, 2):
     start_from = q.prepare_qat(network, calibration, weight_bits=bits, activation_bits=bits).model
-    models[bits] = [train(start_from, bits, seed) for seed in range(3 if bits < 8 else 1)]
+    models[bits] = [train(start_from, bits, seed, images) for seed in range(3)]
     runs = [percent(model, splits.test) for model in models[bits]]
     rows[bits] = [*rounded(bits), sum(runs) / len(runs), min(runs), max(runs)]
 
@@ -275,8 +278,12 @@ for bits, row in duel.iterrows():
     print(f"{bits} bits   {words}   [≈ {row.lowest:.1f}, ≈ {row.highest:.1f}]")
 
 # %%
-base, control = percent(network, splits.test), percent(train(network, 4), splits.test)
-print(f"float network ≈ {base:.1f} %; trained for the same steps in floats ≈ {control:.1f} %")
+base = percent(network, splits.test)
+controls = [percent(train(network, 4, seed, images), splits.test) for seed in range(3)]
+print(
+    f"float network ≈ {base:.1f} %; trained for the same steps in floats:", ", ".join(f"≈ {v:.1f} %" for v in controls)
+)
+assert max(controls) < base + 1
 
 # %%
 fig, ax = plt.subplots(figsize=(7, 3.6))
@@ -321,12 +328,13 @@ print(
 
 # %% tags=["trap"]
 alike = q.prepare_qat(network, calibration, weight_bits=2, activation_bits=2, first_last_bits=None)
-all_two = percent(train(alike.model, 2))
+all_two = [percent(train(alike.model, 2, seed)) for seed in range(3)]
 saved = q.convert(prepared.model).nbytes - q.convert(alike.model).nbytes
-print(f"2 bits everywhere ≈ {all_two:.1f} %, first and last layer at 8 bits ≈ {percent(trained):.1f} %")
+print("2 bits everywhere:", ", ".join(f"≈ {v:.1f} %" for v in all_two))
 print(f"bytes saved by it: {saved:,} of {q.convert(prepared.model).nbytes:,}")
-reveal(guess_ends, percent(trained) - all_two, what="points lost with 2 bits in the first and last layer")
-assert all_two < percent(trained) - 4
+cost = (sum(learned) - sum(all_two)) / 3
+reveal(guess_ends, cost, what="points lost with 2 bits in the first and last layer, mean of three seeds")
+assert max(all_two) < min(learned) - 2
 
 # %% [markdown]
 # The input image with four grey values, and logits from four-valued weights: a bad place to save. The rule of thumb holds here.
@@ -362,12 +370,15 @@ assert quantizer.scale.item() == torch.tensor(1 / 15).item()  # ours stayed
 # "First 8 bits, then 4, then 2" sounds gentle. At equal cost, half of the images at 4 bits and half at 2:
 
 # %%
-half, other_half = splits.train.take(torch.arange(4000)), splits.train.take(torch.arange(4000, 8000))
+half, other_half = splits.train.take(torch.arange(1000)), splits.train.take(torch.arange(1000, 2000))
 four = q.prepare_qat(network, calibration, weight_bits=4, activation_bits=4).model
-two = q.prepare_qat(train(four, 4, on=half), calibration, weight_bits=2, activation_bits=2).model
-staged = percent(train(two, 2, on=other_half))
-print(f"4 bits, then 2 ≈ {staged:.1f} %; 2 bits at once ≈ {percent(trained):.1f} %")
-assert staged < percent(trained) + 2
+staged = []
+for seed in range(3):
+    two = q.prepare_qat(train(four, 4, seed, half), calibration, weight_bits=2, activation_bits=2).model
+    staged.append(percent(train(two, 2, seed, other_half)))
+print("4 bits, then 2:", ", ".join(f"≈ {v:.1f} %" for v in staged))
+print("2 bits at once:", ", ".join(f"≈ {v:.1f} %" for v in learned))
+assert sum(staged) / 3 < sum(learned) / 3 + 1
 
 # %% [markdown]
 # No gain here: the steps spent at 4 bits are missing at 2, where they were needed. Stages may pay when training is long and the goal is far; test it before you believe it.
@@ -377,6 +388,7 @@ assert staged < percent(trained) + 2
 # Training is over. `convert` throws the floats beneath away and stores the integers. The predictions have to be the same.
 
 # %%
+trained = models[2][0]
 converted = q.convert(trained)
 integers = converted.weights["layer1.0.conv1.weight"]
 print("levels:", sorted(integers.levels.unique().tolist()), "of type", integers.levels.dtype)
@@ -388,18 +400,14 @@ assert gap == 0
 
 
 # %%
-def packed_file(converted):
+def file_bytes(converted):
     """Bytes of the saved file, levels packed."""
-    tensors = dict(converted.model.state_dict())
-    for name, weight in converted.weights.items():
-        place = name.replace(".weight", ".parametrizations.weight.original")
-        tensors[place] = q.pack(weight.levels, bits=weight.bits, signed=False)
-    return measure.measure_size(tensors).size_bytes
+    return measure.measure_size(q.packed_state(converted.model, converted.weights)).size_bytes
 
 
 float_bytes = measure.measure_size(network).size_bytes
-print(f"in FP32 {float_bytes:,} bytes, with 2-bit weights {packed_file(converted):,} bytes")
-assert packed_file(converted) < float_bytes / 10
+print(f"in FP32 {float_bytes:,} bytes, with 2-bit weights {file_bytes(converted):,} bytes")
+assert file_bytes(converted) < float_bytes / 10
 
 # %% [markdown]
 # ## 8. For real: torchao
@@ -430,27 +438,23 @@ assert difference < 1e-4
 finals = {"FP32": (network, float_bytes)}
 for bits in (4, 3, 2):
     done = q.convert(models[bits][0])
-    finals[f"W{bits}A{bits} trained"] = (done.model, packed_file(done))
+    finals[f"W{bits}A{bits} trained"] = (done.model, file_bytes(done))
 answers = {name: measure.predict(model, splits.test.batches()) for name, (model, _) in finals.items()}
+rows = []
 for name, found in answers.items():
-    value, p = measure.accuracy(found), measure.mcnemar(answers["FP32"].correct, found.correct).p_value
-    luck = "" if name == "FP32" else f"   p ≈ {p:.2g}"
-    print(f"{name:<13} {finals[name][1]:>7,} bytes ≈ {100 * value.value:.1f} %{luck}")
+    share, p = measure.accuracy(found), measure.mcnemar(answers["FP32"].correct, found.correct).p_value
+    rows.append([finals[name][1], share.value, share.low, share.high])
+    print(f"{name:<13} {finals[name][1]:>7,} bytes ≈ {100 * share.value:.1f} %   p ≈ {p:.2g}")
+columns = ["size_bytes", "accuracy", "accuracy_low", "accuracy_high"]
+summary = pd.DataFrame(rows, index=list(answers), columns=columns)
 
 # %%
-fig, ax = plt.subplots(figsize=(7, 3.6))
-for i, (name, found) in enumerate(answers.items()):
-    value = measure.accuracy(found)
-    bar = [[100 * (value.value - value.low)], [100 * (value.high - value.value)]]
-    ax.errorbar(finals[name][1] / 1e3, 100 * value.value, yerr=bar, marker="osD^"[i], capsize=3, ls="", label=name)
-ax.set(xscale="log", xlabel="saved file, kB", ylabel="test accuracy, %", title="Trained on the grid")
-ax.set_xticks([63, 85, 107, 200, 400, 726], ["63", "85", "107", "200", "400", "726"])
-ax.minorticks_off()
-ax.legend()
-show(fig, alt="Four points with error bars: 4 bits near FP32 at a seventh of its size, 2 bits ten points lower")
+ax = measure.plot_comparison(summary, "accuracy")
+ax.set(title="Trained on the grid")
+show(ax, alt="Four points with error bars: 4 bits near FP32 at a seventh of its size, 2 bits ten points lower")
 
 # %%
-at = {name: 100 * measure.accuracy(found).value for name, found in answers.items()}
+at = 100 * summary["accuracy"]
 assert at["FP32"] - 3 < at["W4A4 trained"] < at["FP32"] + 1
 assert at["W2A2 trained"] > 65
 

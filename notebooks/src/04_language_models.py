@@ -171,6 +171,7 @@ def output_error(rounded):
     return (difference @ hessian * difference).sum().item()
 
 
+# %%
 nearest = output_error(grid.quantize(weight).dequantize())
 best = gptq(weight, hessian, bits=3, group_size=None, symmetric=True)
 errors = {"by columns": output_error(ours), "the package, as the paper": packaged.error, "its defaults": best.error}
@@ -332,7 +333,7 @@ assert found["HQQ", 4, "planted"] > found["nearest", 4, "planted"]
 assert found["NF4", 4, "our model"] < found["GPTQ", 3, "our model"]
 
 # %% [markdown]
-# Here everything is rounded, the embedding too. Without outliers GPTQ leads, AWQ helps a little, and so does **HQQ**, which needs no data at all (it fits zero points to the weights alone). With outliers AWQ shows what it is for, and HQQ, blind to the activations, is worse than plain rounding: it cannot know that small columns meet loud inputs. **NF4** places its 16 levels where a bell curve has them (lesson 01) and stores its scales in 8 bits: 4.13 bits per weight, as many as the 3-bit methods take here, whose float32 scales for every 32 weights are dear. At that size it wins.
+# Here everything is rounded, the embedding too. Without outliers GPTQ leads (by far more than draws of the calibration text differ, section 3), AWQ helps a little, and so does **HQQ**, which needs no data at all (it fits zero points to the weights alone). With outliers AWQ shows what it is for, and HQQ, blind to the activations, is worse than plain rounding: it cannot know that small columns meet loud inputs. **NF4** places its 16 levels where a bell curve has them (lesson 01) and stores its scales in 8 bits: 4.13 bits per weight, as many as the 3-bit methods take here, whose float32 scales for every 32 weights are dear. At that size it wins.
 
 # %%
 fig, ax = plt.subplots(figsize=(7.5, 3.8))
@@ -416,7 +417,7 @@ for count in (1, 8, 64):
 # %% [markdown]
 # The fewer tokens at once, the more the bytes count. On a GPU it is the same, with larger numbers. That is the roofline of lesson 00: an arithmetic intensity of about one for a single token, and of hundreds for a prompt.
 #
-# What became of the tools that tutorials name? AutoGPTQ and AutoAWQ are archived; GPTQModel, llm-compressor and torchao live on, all made for GPUs. One fault to know: the GPTQ inside ONNX Runtime's quantizer (1.31) returns the same bits as rounding to nearest, since a transposed factor makes its corrections zero.
+# What became of the tools that tutorials name? AutoGPTQ and AutoAWQ are archived; GPTQModel, llm-compressor and torchao live on, all made for GPUs.
 
 # %% [markdown]
 # ## 8. A layer that stays packed, and a model that does not fit
@@ -489,20 +490,22 @@ chosen = {
 finals = {"FP32": model} | {name: q.pack_linears(result.model, result.weights).model for name, result in chosen.items()}
 
 # %%
-final, files = {}, {}
+rows = []
 for name, candidate in finals.items():
-    estimate = measure.perplexity(measure.predict_batches(candidate, test), resamples=200)
-    final[name], files[name] = estimate.value, measure.measure_size(candidate).size_bytes
-    print(f"{name:<11} {files[name]:>9,} bytes", end="   ")
-    print(f"≈ {estimate.value:.3f} [≈ {estimate.low:.3f}, ≈ {estimate.high:.3f}]")
+    found, size = (
+        measure.perplexity(measure.predict_batches(candidate, test), resamples=200),
+        measure.measure_size(candidate),
+    )
+    rows.append([size.size_bytes, found.value, found.low, found.high])
+    print(f"{name:<11} {size.size_bytes:>9,} bytes   ≈ {found.value:.3f} [≈ {found.low:.3f}, ≈ {found.high:.3f}]")
+columns = ["size_bytes", "perplexity", "perplexity_low", "perplexity_high"]
+summary = pd.DataFrame(rows, index=list(finals), columns=columns)
+final = summary["perplexity"]
 
 # %%
-fig, ax = plt.subplots(figsize=(7, 3.4))
-for i, name in enumerate(finals):
-    ax.plot(files[name] / 1e3, final[name], "osD^vP"[i], label=name)
-ax.set(xlabel="saved file, kB", ylabel="perplexity of the test text", title="What GPTQ buys at the same size")
-ax.legend()
-show(fig, alt="Six points: FP32 far right; at 3 bits GPTQ lies well below rounding to nearest, at 4 bits close to FP32")
+ax = measure.plot_comparison(summary, "perplexity")
+ax.set(title="What GPTQ buys at the same size")
+show(ax, alt="Six points with error bars: at 3 bits GPTQ lies well below rounding to nearest, at 4 bits close to FP32")
 
 # %% tags=["headline"]
 print(

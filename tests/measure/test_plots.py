@@ -35,6 +35,14 @@ def test_a_comparison_over_more_than_a_decade_is_logarithmic():
     assert plot_comparison(comparison_table([4000, 400]), "accuracy").get_xscale() == "log"
 
 
+def test_without_latencies_all_markers_are_alike():
+    axes = plot_comparison(comparison_table([4000, 1000]).drop(columns="latency_s"), "accuracy")
+    points = [collection for collection in axes.collections if isinstance(collection, PathCollection)]
+    assert points[0].get_sizes()[0] == points[1].get_sizes()[0] > 0
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["float", "int8"]
+    assert axes.get_legend().get_title().get_text() == ""
+
+
 def test_perplexity_is_no_percentage():
     axes = plot_comparison(comparison_table([2, 1], (5.0, 6.0), metric="perplexity"), "perplexity")
     assert axes.get_ylabel() == "perplexity"

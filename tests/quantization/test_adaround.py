@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compresslab.measure import use_threads
 from compresslab.quantization.adaround import adaround, adaround_model
 from compresslab.quantization.affine import Grid, choose_grid, quantize
 from compresslab.quantization.batchnorm import fold_batchnorm
@@ -22,13 +21,6 @@ from compresslab.quantization.soft_rounding import search_rounding
 from compresslab.quantization.weight_only import quantize_weights
 from compresslab.testing import check_compressor, hostile
 from compresslab.workbench import models
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """On a busy machine two threads wait for each other at every one of thousands of small products."""
-    with use_threads(1):
-        yield
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -10,19 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compresslab.measure import use_threads
 from compresslab.quantization.affine import quantize
 from compresslab.quantization.awq import awq_model, search_clip, search_scales
 from compresslab.quantization.joints import visit_inputs
 from compresslab.quantization.weight_only import quantize_weights
 from compresslab.testing import check_compressor
 from compresslab.workbench import checkpoints, data, models
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with use_threads(1):
-        yield
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

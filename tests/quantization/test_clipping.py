@@ -8,17 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compresslab.measure import use_threads
 from compresslab.quantization.affine import choose_grid, quantize
 from compresslab.quantization.clipping import clipped_grid
 from compresslab.quantization.weight_only import quantize_weights
 from compresslab.testing import check_compressor
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with use_threads(1):
-        yield
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compresslab.measure import use_threads
 from compresslab.quantization.affine import Grid, quantize
 from compresslab.quantization.clipping import clipped_grid
 from compresslab.quantization.column_rounding import round_columns
@@ -22,12 +21,6 @@ from compresslab.testing import check_compressor, hostile
 from compresslab.workbench import checkpoints, data
 
 PAPER = {"method": "minmax", "sweeps": 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with use_threads(1):
-        yield
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -11,15 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compresslab.measure import use_threads
 from compresslab.quantization.joints import Joint, find_joints, move_scales, visit_inputs
 from compresslab.workbench import models
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with use_threads(1):
-        yield
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -10,16 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from compresslab.measure import use_threads
 from compresslab.quantization.affine import quantize
 from compresslab.quantization.kv_cache import KVCache, quantize_keys, quantize_values
 from compresslab.workbench import checkpoints, data, models
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with use_threads(1):
-        yield
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -10,19 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compresslab.measure import use_threads
 from compresslab.quantization.affine import quantize
 from compresslab.quantization.dynamic import quantize_dynamic
 from compresslab.quantization.joints import find_joints, move_scales
 from compresslab.quantization.smooth import smooth_model, smoothing_scales
 from compresslab.testing import HOSTILE, check_compressor
 from compresslab.workbench import checkpoints, data
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    with use_threads(1):
-        yield
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

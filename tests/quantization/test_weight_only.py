@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from compresslab.quantization.packing import pack
-from compresslab.quantization.weight_only import from_rows, quantize_weights, rows_of, weights_of
+from compresslab.quantization.packing import pack, unpack
+from compresslab.quantization.qat import convert, prepare_qat
+from compresslab.quantization.weight_only import from_rows, packed_state, quantize_weights, rows_of, weights_of
 from compresslab.testing import check_compressor, hostile
 from compresslab.workbench import models
 
@@ -144,3 +145,38 @@ def test_the_common_checks(options):
     verdicts = check_compressor(lambda model, batches: quantize_weights(model, **options).model)
     refused = {verdict.model for verdict in verdicts if verdict.outcome == "refused"}
     assert refused == {"no_layers", "nan", "infinity", "meta"}
+
+
+def test_a_packed_state_by_hand():
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight.data = torch.tensor([[7.0, 1.4], [0.7, -0.33]])
+    result = quantize_weights(layer, bits=4)
+    state = packed_state(result.model, result.weights)
+    assert state["weight.packed"].tolist() == [0x17, 0xD7]  # 7 and 1; 7 and -3, which is 1101
+    assert sorted(state) == ["weight.packed", "weight.scale"]
+    state = packed_state(result.model, quantize_weights(layer, bits=4, symmetric=False).weights)
+    assert sorted(state) == ["weight.packed", "weight.scale", "weight.zero_point"]
+    with pytest.raises(ValueError, match=r"bits=9 must be an integer in 1\.\.8"):
+        packed_state(result.model, quantize_weights(layer, bits=9).weights)
+
+
+def test_a_packed_state_holds_tied_weights_once_and_all_that_was_skipped():
+    model = models.build("gpt", width=16, depth=1, heads=2, context=8)
+    result = quantize_weights(model, bits=3, group_size=8, symmetric=False, skip=["pos_embed"])
+    state = packed_state(result.model, result.weights)
+    assert "embed.weight.packed" in state
+    assert not {"embed.weight", "head.weight", "head.weight.packed"} & set(state)
+    kept = set(model.state_dict()) - {"head.weight", *result.weights}
+    assert all(torch.equal(state[name], model.state_dict()[name]) for name in kept)
+    assert sum(tensor.nbytes for tensor in state.values()) == result.nbytes
+    for name, weight in result.weights.items():
+        levels = unpack(state[f"{name}.packed"], weight.levels.shape, bits=3, signed=False)
+        assert torch.equal(levels, weight.levels)
+
+
+def test_the_packed_state_of_a_converted_model():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    converted = convert(prepare_qat(model, [(torch.rand(8, 4), None)], weight_bits=4).model)
+    state = packed_state(converted.model, converted.weights)
+    assert not [name for name in state if "parametrizations" in name]
+    assert sum(tensor.nbytes for tensor in state.values()) == converted.nbytes
