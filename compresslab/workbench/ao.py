@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 
 __all__ = [
-    "IntxWeightOnlyConfig", "PerGroup", "QATConfig", "X86InductorQuantizer", "convert_pt2e",
-    "get_default_x86_inductor_quantization_config", "prepare_pt2e", "quantize_",
+    "Int8WeightOnlyConfig", "IntxWeightOnlyConfig", "PerGroup", "QATConfig", "X86InductorQuantizer", "convert_pt2e",
+    "get_default_x86_inductor_quantization_config", "gptq", "prepare_pt2e", "quantize_",
 ]  # fmt: skip
 
 _noisy = {name: logging.getLogger(name).level for name in ("torchao", "torch.utils._pytree")}
 try:
     for _name in _noisy:
         logging.getLogger(_name).setLevel(logging.ERROR)
-    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
+    from torchao.prototype.gptq import api as gptq
+    from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
