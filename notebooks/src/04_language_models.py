@@ -482,15 +482,11 @@ for count in (1, 8, 64):
 
 # %%
 x = np.ones((512, 2048), dtype=np.float32)
-product_s = (
-    measure.compare_latency({"FP32": lambda: runs["FP32"].run(None, {"x": x})}, rounds=5).latency["FP32"].median_s
-)
+timed = measure.compare_latency({"FP32": lambda: runs["FP32"].run(None, {"x": x})}, rounds=5)
+product_s = timed.latency["FP32"].median_s
 roofs = dataclasses.replace(measure.measure_machine(), flops_per_s=2 * len(x) * 2048**2 / product_s)
 ax = measure.plot_roofline(roofs, points)
-show(
-    ax,
-    alt="Roofline: one token lies far left near the sloping roof, 4 bits further right and higher; 64 near the flat one",
-)
+show(ax, alt="Roofline: one token lies far left near the sloping roof, 4 bits right of it and higher; 64 near the flat")
 intensity = {name: round(work.intensity, 1) for name, work in points.items()}
 print("FLOPs for each byte:", intensity)
 assert intensity["FP32, 1 at once"] < 1 < intensity["4 bits, 1 at once"] < 4
