@@ -20,6 +20,7 @@ LESSONS = ("formats", "quantization", "pruning", "importance", "distillation", "
 ALSO_ALLOWED = {
     "measure": {"numpy", "pandas", "matplotlib", "safetensors"},
     "quantization": {"safetensors"},
+    "pruning": {"safetensors"},
     "export": {"numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch"},
 }
 LONGEST = 120  # lines of code, without docstrings, comments and blank lines
@@ -156,6 +157,7 @@ ALLOWED_CALLS = {
     # context managers that restore
     ("compresslab/measure/running.py", "torch.set_num_threads"),
     ("compresslab/workbench/make_checkpoints.py", "torch.set_num_threads"),
+    ("compresslab/workbench/sweeps.py", "torch.set_num_threads"),
     # what a notebook asks for by name, for its own process
     ("compresslab/course/session.py", "torch.set_num_threads"),
 }
