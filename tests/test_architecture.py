@@ -31,6 +31,8 @@ LONGER = {  # file: why it may be longer
     "compresslab/quantization/packed_linear.py": "a layer and the way into it: state, kernels, empty layers, a whole model",
     "compresslab/quantization/streaming.py": "reads, plans, writes and resumes files of a public format, piece by piece",
     "compresslab/quantization/integer_only.py": "one integer kernel for each kind of operation of a CNN",
+    "compresslab/pruning/rules.py": "the list of operations that are understood",
+    "compresslab/pruning/trace.py": "one mode that sees every operation of a model",
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES]
