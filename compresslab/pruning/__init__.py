@@ -23,11 +23,11 @@ from compresslab.pruning.groups import Dependencies, Group
 from compresslab.pruning.heads import attention_heads, prune_heads
 from compresslab.pruning.iterative import GradualPruner, IterativelyPruned, prune_iteratively
 from compresslab.pruning.layer_inputs import InputStatistics, input_statistics
+from compresslab.pruning.least_squares import ridge_fit
 from compresslab.pruning.lottery import Ticket, find_ticket, random_masks, shuffle_weights
 from compresslab.pruning.masks import apply_masks, enforce, global_masks, layer_masks
 from compresslab.pruning.n_m import NMSparse, n_m_mask, permute_columns, prune_n_m
 from compresslab.pruning.proof import FunctionChanged, Sameness, assert_same_function, masked_like
-from compresslab.pruning.least_squares import ridge_fit
 from compresslab.pruning.reconstruction import Reconstructed, reconstruct
 from compresslab.pruning.rounds import prune_in_rounds
 from compresslab.pruning.saving import load_pruned, save_pruned

@@ -411,6 +411,8 @@ for label, spike in (("as it is", 1.0), ("one value 1,000 times larger", 1e3)):
     values = {n: percent(p.apply_masks(network, p.global_masks(mix, 0.3))) for n, mix in mixes.items()}
     print(f"{label:<30}", ", ".join(f"{name} ≈ {value:.1f} %" for name, value in values.items()))
     mixed[label] = values
+
+# %%
 as_is, spiked = mixed.values()
 assert as_is["ranks"] > as_is["min-max"] + 20 and spiked["min-max"] < 20
 assert abs(spiked["ranks"] - as_is["ranks"]) < 1
