@@ -31,14 +31,7 @@ from compresslab.workbench import train
 from compresslab.workbench.vision import torchvision
 
 USUAL = ("resnet50", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0", "googlenet", "convnext_tiny", "swin_t", "vit_b_16")  # fmt: skip
-IN_FLOAT32 = (
-    "vit_h_14",
-    "regnet_y_128gf",
-    "vit_l_16",
-    "vit_l_32",
-    "vgg16",
-    "vgg19",
-)  # float64 copies want too much memory
+IN_FLOAT32 = ("vit_h_14", "regnet_y_128gf")  # float64 copies want too much memory
 
 
 def classifier(name: str) -> tuple[nn.Module, Tensor]:
@@ -58,7 +51,8 @@ def classifier(name: str) -> tuple[nn.Module, Tensor]:
         if hasattr(layer, "layer_scale"):
             layer.layer_scale.data.uniform_(0.5, 1.5, generator=generator)
     clip = name in module.list_models(module.video) if hasattr(module, "video") else False
-    x = torch.randn((1, 3, 16, 224, 224) if clip else (2, 3, 224, 224), generator=generator)
+    side = 224 if clip or name.startswith(("vit", "maxvit")) else 96  # those have their size written down
+    x = torch.randn((1, 3, 16, side, side) if clip else (2, 3, side, side), generator=generator)
     return model, x
 
 

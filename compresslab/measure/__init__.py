@@ -12,7 +12,7 @@ from compresslab.measure.estimates import Estimate, bootstrap, si, wilson
 from compresslab.measure.latency import Latency, measure_latency
 from compresslab.measure.layers import profile_layers, works
 from compresslab.measure.macs import Macs, count_macs
-from compresslab.measure.memory import Memory, measure_memory
+from compresslab.measure.memory import Memory, measure_memory, peak_bytes
 from compresslab.measure.metrics import accuracy, macro_f1, perplexity, top_k
 from compresslab.measure.paired import Paired, agreement, kl_divergence, mcnemar, paired_bootstrap, sqnr_db
 from compresslab.measure.plots import plot_comparison, plot_layers, plot_roofline
@@ -24,9 +24,10 @@ from compresslab.measure.size import Size, measure_size, size_of
 from compresslab.measure.speedup import Speedups, compare_latency
 
 __all__ = [
-    "Candidate", "Comparison", "Estimate", "Latency", "Machine", "Macs", "Memory", "Paired", "Predictions", "Sensitivity", "Size",
-    "Speedups", "Work", "accuracy", "agreement", "bootstrap", "compare", "compare_latency", "count_macs",
-    "kl_divergence", "macro_f1", "mcnemar", "measure_latency", "measure_machine", "measure_memory", "measure_size",
-    "paired_bootstrap", "perplexity", "plot_comparison", "plot_layers", "plot_roofline", "plot_sensitivity", "predict", "predict_batches",
-    "profile_layers", "scan_sensitivity", "si", "size_of", "sqnr_db", "top_k", "use_threads", "wilson", "works",
+    "Candidate", "Comparison", "Estimate", "Latency", "Machine", "Macs", "Memory", "Paired", "Predictions",
+    "Sensitivity", "Size", "Speedups", "Work", "accuracy", "agreement", "bootstrap", "compare", "compare_latency",
+    "count_macs", "kl_divergence", "macro_f1", "mcnemar", "measure_latency", "measure_machine", "measure_memory",
+    "measure_size", "paired_bootstrap", "peak_bytes", "perplexity", "plot_comparison", "plot_layers", "plot_roofline",
+    "plot_sensitivity", "predict", "predict_batches", "profile_layers", "scan_sensitivity", "si", "size_of",
+    "sqnr_db", "top_k", "use_threads", "wilson", "works",
 ]  # fmt: skip

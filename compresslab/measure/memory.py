@@ -9,7 +9,7 @@ allocator's own counters are read, which hold the scratch space as well.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from compresslab.measure.running import call, evaluating, require_module, tensors_in
 
-__all__ = ["Memory", "measure_memory"]
+__all__ = ["Memory", "measure_memory", "peak_bytes"]
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,28 @@ def measure_memory(model: nn.Module, inputs: Any) -> Memory:
     return Memory(_bytes_of(weights), _bytes_of(given), peak)
 
 
+def peak_bytes(run: Callable[[], object]) -> int:
+    """The most bytes that tensors made by a function take at one moment, on the CPU; what was there before is not counted.
+
+    Args:
+        run: called once without arguments; whatever it does with torch, gradients too.
+
+    Example:
+        >>> peak_bytes(lambda: torch.ones(1000) + 1)  # the ones and the sum, 4 bytes each
+        8000
+    """
+    with _Allocations() as allocations:
+        run()
+    return allocations.peak
+
+
 def _bytes_of(tensors: Iterable[Tensor]) -> int:
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
 def _peak_on_cpu(model: nn.Module, inputs: Any) -> int:
-    with _Allocations() as allocations:
-        call(model, inputs)
-    return allocations.peak
+    return peak_bytes(lambda: call(model, inputs))
 
 
 def _peak_on_gpu(model: nn.Module, inputs: Any) -> int:

@@ -14,11 +14,13 @@
 # Lesson 05 removed the smallest weights. But is a small weight unimportant? A weight of 0.01 that meets an input of 100 is not. Dozens of scores have been proposed, and most articles on them end with an opinion. There is a truth here, only an expensive one: take it out and look.
 
 # %% tags=["setup"]
+import contextlib
 import functools
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from compresslab import importance as imp
@@ -228,7 +230,30 @@ for name, scores in activity.items():
     print(f"{name:<42} ≈ {oracle.spearman(scores):.2f}, within layers ≈ {oracle.spearman_within(scores):.2f}")
 
 # %% [markdown]
-# The package keeps running sums. Storing every activation first, as many programs do, takes gigabytes for a network of ordinary size.
+# ### Trap: keep every activation, then take the mean
+#
+# A mean needs two numbers for each channel. Many programs append every activation to a list first. *Look at:* the most memory that is taken at one moment.
+
+
+# %% tags=["trap"]
+def keep_everything():
+    kept = []
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.enter_context(module.register_forward_hook(lambda m, args, output: kept.append(output)))
+        for inputs, _ in images:
+            network(inputs)
+    return kept
+
+
+stored = measure.peak_bytes(keep_everything)
+streamed = measure.peak_bytes(lambda: imp.activation_scores(network, images))
+print(f"kept ≈ {stored / 1e6:.0f} MB for 384 small images, running sums ≈ {streamed / 1e6:.0f} MB")
+assert stored > 3 * streamed
+
+# %% [markdown]
+# What is kept grows with the number of images, the sums do not.
 #
 # ## 6. All of them, in one table
 #
@@ -271,6 +296,12 @@ for name, row in table.sort_values("rank", ascending=False).iterrows():
     print(f"≈ {name:<12} {words}, forward {row.forward:,.0f}, backward {row.backward:,.0f}")
 
 # %%
+batch = images[:1]
+peaks = {name: measure.peak_bytes(lambda method=methods[name]: method(batch)) for name in methods if name != "random"}
+print("peak memory, MB:", ", ".join(f"{name} ≈ {peak / 1e6:.0f}" for name, peak in peaks.items()))
+assert peaks["L1"] < peaks["Taylor 2019"]
+
+# %%
 oracle_cost = (len(oracle.places) + 1) * 384
 print(f"the oracle itself: forward {oracle_cost:,}, backward 0")
 assert (
@@ -290,7 +321,7 @@ show(fig, alt="Three scatter plots against the oracle: a shapeless cloud for L1,
 # %% [markdown]
 # What does the table say?
 #
-# - Scores that look at the **loss** (Taylor, Fisher, SNIP) are far ahead of those that look at weights or activations alone. They cost one forward and one backward pass, a hundredth of the oracle.
+# - Scores that look at the **loss** (Taylor, Fisher, SNIP) are far ahead of those that look at weights or activations alone. They cost one forward and one backward pass, a hundredth of the oracle, and the memory of a training step.
 # - **L1 and L2 of whole channels are worse than chance** when layers are compared, because wide layers have large sums. The mean instead of the sum repairs most of it.
 # - **SNIP** on a trained network is nothing but $|g \cdot w|$: its name says that it was made for untrained ones.
 # - The **Hessian** diagonal costs ten times as much and is behind: it is noisy at eight probes, and it leaves out how the weights of a channel act together.

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compresslab.measure import measure_memory
+from compresslab.measure import measure_memory, peak_bytes
 
 FLOAT = 4
 
@@ -93,3 +93,13 @@ def test_the_counters_of_a_gpu_see_at_least_the_tensors():
     model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 2)).cuda()
     memory = measure_memory(model, torch.zeros(64, 256, device="cuda"))
     assert memory.peak_bytes >= 2 * 64 * 512 * FLOAT
+
+
+def test_the_peak_of_a_function_counts_what_gradients_keep():
+    x = torch.ones(1000, requires_grad=True)
+    forward = peak_bytes(lambda: x.detach().exp())
+    backward = peak_bytes(lambda: x.exp().exp().sum().backward())
+    assert forward == 4000
+    assert backward >= 3 * 4000  # both results are kept for the way back, where a gradient is made
+    kept = []
+    assert peak_bytes(lambda: [kept.append(torch.zeros(1000)) for _ in range(5)]) == 5 * 4000
