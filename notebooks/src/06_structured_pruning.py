@@ -232,7 +232,6 @@ for name, style in zip(share.drop(columns="bytes"), ("o-", "s-", "^--", "v--", "
 ax.set(xlabel="channels removed, %", ylabel="left, % of the whole", title="Three costs that fall at three speeds")
 ax.legend(fontsize=8)
 show(fig, alt="Parameters and MACs fall together as a square; latency at batch 1 hardly, at batch 32 in between")
-assert share.loc[0.75, "1 threads, batch 32"] < share.loc[0.3, "1 threads, batch 32"]
 assert share.loc[0.5, "1 threads, batch 1"] > share.loc[0.5, "MACs"]
 
 # %% [markdown]
