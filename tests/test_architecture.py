@@ -21,6 +21,7 @@ ALSO_ALLOWED = {
     "measure": {"numpy", "pandas", "matplotlib", "safetensors"},
     "quantization": {"safetensors"},
     "pruning": {"safetensors"},
+    "distillation": {"safetensors"},
     "export": {"numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "executorch"},
 }
 LONGEST = 120  # lines of code, without docstrings, comments and blank lines
