@@ -133,8 +133,11 @@ def peak(name: str) -> float:
             model(x[:1])  # libraries and activations are not ours
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         prune_channels(model, x[:1])
-        # The high-water mark may be of making the model: then this is too high, never too low.
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - resident + weights) / weights
+        # VmHWM is of this process alone; ru_maxrss starts at what the parent holds, for Linux hands it on to a child.
+        # It may be of making the model: then this is too high, never too low.
+        status = Path("/proc/self/status").read_text().splitlines()
+        highest = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+        return (highest - resident + weights) / weights
 
 
 @benchmark
