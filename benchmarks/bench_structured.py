@@ -132,9 +132,9 @@ def peak(name: str) -> float:
         with torch.inference_mode():
             model(x[:1])  # libraries and activations are not ours
         resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts from here
         prune_channels(model, x[:1])
         # VmHWM is of this process alone; ru_maxrss starts at what the parent holds, for Linux hands it on to a child.
-        # It may be of making the model: then this is too high, never too low.
         status = Path("/proc/self/status").read_text().splitlines()
         highest = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
         return (highest - resident + weights) / weights
