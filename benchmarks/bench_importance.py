@@ -36,7 +36,7 @@ def importance_fisher() -> Iterator[Row]:
     """
     _, calibration, _ = resnet()
     inputs, labels = (torch.cat(parts) for parts in zip(*calibration[:8], strict=True))
-    for name, size, target in (("mlp", 512, 5.0), ("vit", 128, 2.5), ("resnet", 64, 1.3)):
+    for name, size, target in (("mlp", 512, 5.0), ("vit", 128, 5.0), ("resnet", 64, 5.0)):
         model, times = checkpoints.load(name), {"batch": [], "loop": [], "gradient": []}
         batches = list(zip(inputs.split(size), labels.split(size), strict=True))
         with use_threads(1):
