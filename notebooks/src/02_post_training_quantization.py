@@ -400,7 +400,7 @@ assert skew["low contrast"][0] < skew["256 images"][0] - 6
 # %%
 folder = Path(tempfile.mkdtemp())
 example, batch_axis = (calibration.take(2).inputs(),), ({0: torch.export.Dim("batch")},)
-torch.onnx.export(
+exported = torch.onnx.export(
     model, example, folder / "float.onnx", dynamic_shapes=batch_axis, input_names=["image"], verbose=False,
     external_data=False,
 )  # fmt: skip
