@@ -22,6 +22,7 @@ LONGEST_CELL = 12
 ALLOWED_TAGS = {"exercise", "solution", "headline", "trap", "raises-exception", "nbval-ignore-output", "quiz", "setup"}
 SKIPS = ("nbval-skip", "skip-execution", "NBVAL_SKIP")
 THOUSANDS_OF_WORDS = (1500, 4000)
+MACHINE_PLACES = ("site-packages", str(ROOT), "/tmp/", "/home/")
 
 
 def load(path: Path):
@@ -73,6 +74,9 @@ def output_faults(output, tags) -> list[str]:
     if output.get("name") == "stderr":
         found.append("something on stderr")
     found += [f"{kind} in the output" for kind in ACTIVE_OUTPUTS if kind in data]
+    text = f"{output.get('text', '')}{data.get('text/plain', '')}"
+    if "nbval-ignore-output" not in tags and any(place in text for place in MACHINE_PLACES):
+        found.append("a path of the machine in an output that is compared")
     if "image/png" in data and len(output.metadata.get("image/png", {}).get("alt", "")) < 20:
         found.append("a figure without alternative text")
     return found
@@ -161,8 +165,9 @@ def test_each_fault_is_seen():
         cell("import os", execution_count=None),
         cell("%time x", execution_count=3, metadata={"tags": ["nbval-skip"], "execution": {}}, outputs=[picture]),
         cell("x", execution_count=4, metadata={"tags": ["solution"]}, outputs=[text("stderr", "Warning")]),
+        cell("x", execution_count=5, outputs=[text("stdout", "written to /tmp/x")]),
         cell(
-            "", execution_count=5, outputs=[nbformat.v4.new_output("error", ename="KeyError", evalue="", traceback=[])]
+            "", execution_count=6, outputs=[nbformat.v4.new_output("error", ename="KeyError", evalue="", traceback=[])]
         ),
     ]
     cells[2].source = "x = 2\n!ls"
@@ -174,6 +179,6 @@ def test_each_fault_is_seen():
     for word in (
         "13 lines", "execution count None", "skipped", "unknown tags", "shell line", "metadata ['execution'",
         "text/html in the output", "alternative text", "stderr", "not folded", "KeyError", "empty", "imports outside",
-        "lesson_done", "widget state",
+        "lesson_done", "widget state", "a path of the machine",
     ):  # fmt: skip
         assert word in found, word

@@ -284,7 +284,7 @@ assert min(compared["four rounds", 0.9]) > max(compared["misplaced", 0.9])
 assert min(compared["cubic", 0.95]) > max(compared["at once", 0.95])
 
 # %% [markdown]
-# With a short budget pruning at once is best at 90 %, for it leaves all images to the repair. Four rounds have a quarter of the images each, and warm up anew each time. The misplaced cube is last, as the picture says. At 95 %, with more than twice the images, the order turns: what is taken at once is too much to repair, and the cubic schedule wins. "Iterative is better" is a statement about a budget and a sparsity. (The package's benchmarks run a whole epoch on a public network: `benchmarks/results.md`.)
+# With a short budget pruning at once is best at 90 %, for it leaves all images to the repair. Four rounds have a quarter of the images each, and warm up anew each time. The misplaced cube is last, as the picture says. At 95 %, with more than twice the images, the order turns: what is taken at once is too much to repair, and the cubic schedule wins. "Iterative is better" is a statement about a budget and a sparsity. (`python -m benchmarks pruning_resnet20` asks the same of a public network, for whole epochs.)
 #
 # ### Trap: pruning what is pruned
 #

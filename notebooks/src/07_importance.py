@@ -546,7 +546,7 @@ print(f"dense ≈ {perplexity(gpt):.2f};", ", ".join(f"{name} ≈ {value:.2f}" f
 assert ppl["Fisher, ½ F w²"] < ppl["magnitude"]
 
 # %% [markdown]
-# Here Fisher wins clearly, for channels and for weights. (Taylor squares the slope of a *batch*, and there were two of them: it wants many small ones.) (Half is not much for a model of this kind; and layer norms give every layer inputs of the same size, so that scores compare well between layers.) The conclusion of a table belongs to its model.
+# Here Fisher wins clearly, for channels and for weights. (Taylor squares the slope of a *batch*, and there were two of them: it wants many small ones.) Why, this experiment does not say. The conclusion of a table belongs to its model.
 #
 # ## 11. Does it still matter after training?
 #
