@@ -287,7 +287,7 @@ assert table["reconstructed"].min() > 75
 assert (table["reconstructed"] > table["trained"]).all()
 
 # %% [markdown]
-# Right after pruning the network is useless, whatever the score. Most of that is not lost knowledge: the sums that reach each layer have changed, and batch norm still holds the old mean and variance. Counting again repairs a third, least squares nearly all of it, in a few seconds and without one label. A pass of training over three times as many images does less. (A tutorial that shows accuracy right after pruning, or only after long training, has skipped the cheapest step.)
+# Right after pruning the network is useless, whatever the score. Most of that is not lost knowledge: the sums that reach each layer have changed, and batch norm still holds the old mean and variance. Counting again brings back a third to a half of the accuracy, least squares all but some points, in a few seconds and without one label. A pass of training over three times as many images does less. (A tutorial that shows accuracy right after pruning, or only after long training, has skipped the cheapest step.)
 #
 # Is training useless, then? From the reconstructed network, with a rate for what is nearly right already:
 

@@ -391,7 +391,7 @@ assert curves["magnitude"][1] > curves["Fisher, ½ F w²"][1] + 5
 assert curves["Fisher alone"][0] < 50
 
 # %% [markdown]
-# At 30 % they are level. (Except F without $w^2$: a curvature alone is not what removing a weight costs.) At 50 % the scores from the loss fall *behind* plain magnitude. The last number says why: they empty one layer. In a wide layer each weight alone is dispensable, since others do the same; so its scores are all low; so nearly all of them go, and then nobody is left to do it. A score knows what one removal does, not what a hundred thousand do.
+# At 30 % they are level. (Except F without $w^2$: a curvature alone is not what removing a weight costs.) At 50 % Taylor and Fisher fall *behind* plain magnitude (the Hessian does not). The last number says why: they empty one layer. In a wide layer each weight alone is dispensable, since others do the same; so its scores are all low; so nearly all of them go, and then nobody is left to do it. A score knows what one removal does, not what a hundred thousand do.
 #
 # The remedy is to ask again. In rounds: remove a little, compute the scores of what is left, remove more. No training in between.
 
