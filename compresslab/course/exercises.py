@@ -15,7 +15,7 @@ from typing import Any
 
 from compresslab.course import lessons, progress
 
-__all__ = ["Exercise", "NotAttempted", "NotYet", "call", "check", "exercise", "exercises", "expect_number"]
+__all__ = ["Exercise", "NotAttempted", "NotYet", "call", "check", "exercise", "exercises", "expect_number", "verdict"]
 
 
 class NotYet(Exception):
@@ -73,20 +73,25 @@ def check(name: str, answer: Any, *, record: bool = True) -> None:
     if found is None:
         print(f"{name} is not an exercise of this course; the names are {', '.join(exercises())}")
         return
+    passed, said = verdict(found, answer)
+    print(f"{name} {said}")
+    if passed and record:
+        progress.passed(name)
+
+
+def verdict(asked: Exercise, answer: Any) -> tuple[bool, str]:
+    """Whether ``answer`` solves an exercise, and the line that says so; never raises, whatever the answer does."""
     try:
         if answer is None or answer is Ellipsis:
             raise NotAttempted
-        remark = found.verify(answer)
+        remark = asked.verify(answer)
     except NotAttempted:
-        print(f"{name} not attempted: fill in the stub, then run its cell again")
+        return False, "not attempted: fill in the stub, then run its cell again"
     except NotYet as reason:
-        print(f"{name} not yet: {reason}")
+        return False, f"not yet: {reason}"
     except Exception as error:
-        print(f"{name} not yet: your answer cannot be used here ({type(error).__name__}: {error})")
-    else:
-        print(f"{name} passed{f': {remark}' if remark else ''}")
-        if record:
-            progress.passed(name)
+        return False, f"not yet: your answer cannot be used here ({type(error).__name__}: {error})"
+    return True, f"passed{f': {remark}' if remark else ''}"
 
 
 def call(function: Any, *arguments: Any, what: str = "your function") -> Any:
