@@ -66,7 +66,7 @@ print(f"{splits.num_classes} classes: {''.join(splits.class_names)}")
 # %% [markdown]
 # *Look at:* the pairs that nobody could tell apart, such as O and 0, or c and C at some size. No model can reach 100 % here, which is good: where everything is perfect, no damage can be seen.
 
-# %%
+# %% tags=["slide"]
 fig, axes = plt.subplots(4, 12, figsize=(8, 2.9))
 for ax, image, label in zip(axes.flat, splits.test.images, splits.test.labels, strict=False):
     ax.imshow(image[0], cmap="gray")
@@ -246,7 +246,7 @@ runs = [measure.measure_latency(baseline, splits.test.inputs(slice(0, n)), repea
 for n, run in zip(batch_sizes, runs, strict=True):
     print(f"batch {n:>2}: {1000 * run.median_s:7.2f} ms, {run.throughput:7.0f} images/s")
 
-# %%
+# %% tags=["slide"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2))
 left.plot(batch_sizes, [1000 * run.median_s for run in runs], "o-")
 left.set(xlabel="batch size", ylabel="latency, ms", title="What one call takes")
@@ -284,7 +284,7 @@ profile = measure.profile_layers(baseline, image)
 top = profile.sort_values("size_share", ascending=False).head(6)
 table(top[["layer", "parameters", "size_share", "mac_share", "latency_share"]], digits=2, index=False)
 
-# %%
+# %% tags=["slide"]
 stage = profile["layer"].str.split(".").str[0]
 stages = profile.assign(stage=stage).groupby("stage")[["size_share", "mac_share", "latency_share"]].sum()
 stages = stages.loc[["conv1", "layer1", "layer2", "layer3", "linear"]]
@@ -337,7 +337,7 @@ for batch in (1, 64):
 # %% [markdown]
 # At batch 1 the layer does half an operation for each byte: every weight of 4 bytes is fetched for one multiplication and one addition. Language models write their text this way, one token at a time, and that is why 4-bit weights make them faster (lesson 04), although they save not a single MAC.
 
-# %%
+# %% tags=["slide"]
 for batch in (1, 32):
     layers = measure.profile_layers(baseline, splits.test.inputs(slice(0, batch)))
     points[f"our network, batch {batch}"] = measure.works(layers)["(whole model)"]
@@ -397,7 +397,7 @@ assert 0.75 < accuracy.value < 0.95 < measure.top_k(predictions, 5).value
 #
 # Why an interval? The test images are a sample. Other images of the same kind would have given another accuracy. Let us see it: we cut 40 small test sets of 300 images out of our test split.
 
-# %%
+# %% tags=["slide"]
 generator = torch.Generator().manual_seed(0)
 correct = predictions.correct
 draws = [correct[torch.randperm(len(correct), generator=generator)[:300]].float().mean().item() for _ in range(40)]
@@ -498,7 +498,7 @@ print(
     f"separable against resnet: {less_work:.1f} times fewer MACs, {comparison.table.speedup['separable']:.2f} times as fast"
 )
 
-# %%
+# %% tags=["slide"]
 ax = comparison.plot()
 show(ax, alt="Four networks by size and accuracy, each with an error bar; the area of a marker is its latency")
 rows = comparison.table
@@ -506,7 +506,7 @@ assert rows.accuracy["mlp"] < rows.accuracy["resnet"] - 0.1
 assert rows.macs["resnet"] > 2.5 * rows.macs["separable"]
 assert rows.size_bytes["separable"] < rows.size_bytes["mlp"] * 1.01
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"baseline: {rows.size_bytes['resnet']:,} bytes, {rows.macs['resnet'] / 1e6:.1f} million MACs, "
     f"accuracy ≈ {100 * rows.accuracy['resnet']:.1f} %"

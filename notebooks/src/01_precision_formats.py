@@ -77,7 +77,7 @@ print(explain_bits(0.01, "bf16"))
 #
 # *Look at:* where the points are dense, and where they are not.
 
-# %%
+# %% tags=["slide"]
 names = ["fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "fp8_e5m2"]
 fig, ax = plt.subplots(figsize=(8, 2.6))
 for row, name in enumerate(names):
@@ -214,7 +214,7 @@ of_weights = torch.cat([g.flatten() for g in found[: -len(outputs)]])
 of_activations = torch.cat([g.flatten() for g in found[-len(outputs) :]])
 print(f"{len(of_weights):,} gradients of weights, {len(of_activations):,} of activations")
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7.5, 3.2))
 for gradients, name, hatch in ((of_weights, "weights", "//"), (of_activations, "activations", "")):
     exponents = gradients[gradients != 0].abs().log2().numpy()
@@ -324,7 +324,7 @@ for name in FORMATS[1:]:  # all but FP32 itself
     rounded = [round_to_format(weight, name, saturate=True) for weight in weights]
     noise[name] = measure.sqnr_db(*(torch.cat([w.flatten() for w in side]) for side in (weights, rounded)))
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(8, 3.8))
 for i, (name, value) in enumerate(noise.items()):
     ax.plot(bits_per_element(name), value, "osD^vP*X"[i % 8], color=f"C{i % 8}", label=f"{name}: {value:.0f} dB")
@@ -371,7 +371,7 @@ assert accuracy["fp4_e2m1"] < 20
 assert accuracy["mxfp4"] > accuracy["int4"] - 3
 reveal(guess_accuracy, accuracy["fp32"] - accuracy["mxfp4"], what="points lost at 4 bits (MXFP4)")
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"accuracy in FP32 ≈ {accuracy['fp32']:.1f} %, in MXFP8 ≈ {accuracy['mxfp8']:.1f} %, in MXFP4 "
     f"≈ {accuracy['mxfp4']:.1f} %, in FP4 without a scale ≈ {accuracy['fp4_e2m1']:.1f} %"
@@ -393,7 +393,7 @@ for name in layers:
     model = round_model(baseline, "mxfp4", keep=[other for other in layers if other != name]).model
     alone[name] = measure.sqnr_db(clean, model(batch).detach())
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(8, 3.2))
 ax.bar(range(len(layers)), alone.values(), color="C0", edgecolor="black")
 ax.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=7)

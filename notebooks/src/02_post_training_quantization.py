@@ -70,7 +70,7 @@ print("back ", [round(value, 3) for value in ((levels - zero_point) * scale).tol
 #
 # This is **asymmetric** quantization. The **symmetric** kind puts level 0 at 0.0 and uses as much of both sides: simpler arithmetic, and half of the levels unused if the numbers have one sign. *Look at:* where the two grids spend their levels.
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(8, 2.2))
 for row, symmetric in enumerate((False, True)):
     grid = q.choose_grid(-1.0, 2.0, bits=4, symmetric=symmetric)
@@ -149,7 +149,7 @@ for _, row in weights_only.iterrows():
     print(f"{row.iloc[0]} bits, {row.iloc[1]:<12} {row.iloc[2]:>7,} bytes ({row.iloc[3]:.2f} bits per weight)", end="")
     print(f"   ≈ {row.iloc[4]:4.1f} dB   ≈ {row.iloc[5]:4.1f} %")
 
-# %%
+# %% tags=["slide"]
 float_bytes, float_accuracy = measure.measure_size(model).size_bytes, 100 * measure.accuracy(reference).value
 fig, ax = plt.subplots(figsize=(7, 3.6))
 for kind, marker in zip(kinds, "o^s", strict=True):
@@ -288,7 +288,7 @@ calibrated = pd.DataFrame(rows, columns=["observer", "cut, 8 bits", "dB, 8 bits"
 for name, *values in rows:
     print(f"{name:<11}", "   ".join(f"≈ {value:5.1f}" for value in values))
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(8, 3.2))
 ax.hist(activations[activations > 0].numpy(), bins=200, log=True, color="lightgray")
 for i, (_, row) in enumerate(calibrated.iterrows()):
@@ -368,7 +368,7 @@ skew = {name: score(q.quantize_static(model, [(x, None)])) for name, x in sets.i
 for name, (db, percent) in skew.items():
     print(f"{name:<13} ≈ {db:5.1f} dB   ≈ {percent:4.1f} %")
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7.5, 3.4))
 for seed in range(3):
     ax.plot(counts, [curve[count][seed] for count in counts], "o", color="C0", alpha=0.6)
@@ -574,7 +574,7 @@ def noise(candidate):
 # %%
 scan = measure.scan_sensitivity(model, one_layer, noise, layers=layers, settings=[2, 3, 4, 8])
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7.5, 4))
 scan.plot(ax=ax)
 ax.set(
@@ -650,12 +650,12 @@ for name, found in answers.items():
 columns = ["size_bytes", "accuracy", "accuracy_low", "accuracy_high"]
 summary = pd.DataFrame(rows, index=list(answers), columns=columns)
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "accuracy")
 ax.set(title="What a trained network lives with")
 show(ax, alt="Six points with error bars by file size: all but rounding to three bits lie near FP32")
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 small, percent = finals["W2.5 AdaRound"][1], 100 * summary["accuracy"]
 print(
     f"FP32 {float_bytes:,} bytes ≈ {percent['FP32']:.1f} %; W8A8 ≈ {percent['W8A8 static']:.1f} %; 2.5 bits on average, "

@@ -46,7 +46,7 @@ guess_ends = None  # points: what does it cost to give the first and the last la
 #
 # Rounding is a staircase: flat everywhere, with jumps that have no derivative. *Look at:* what gradient descent gets to see.
 
-# %%
+# %% tags=["slide"]
 x = torch.linspace(-2.2, 2.2, 1001, requires_grad=True)
 y = (x / 0.5).round().clamp(-3, 3) * 0.5
 (slope,) = torch.autograd.grad(y.sum(), x)
@@ -105,7 +105,7 @@ for step in range(120):
     beneath.append(weight.item())
     seen.append(rounded.item())
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 3))
 ax.plot(beneath, label="the weight beneath")
 ax.step(range(120), seen, where="mid", label="the rounded weight", alpha=0.7)
@@ -139,7 +139,7 @@ assert late > 5
 #
 # Inside it is the rounding error, in steps: near a level nothing changes, half-way between two it is largest. Outside, the clipped values pull at the end of the grid.
 
-# %%
+# %% tags=["slide"]
 v = torch.linspace(-2.2, 2.2, 881, requires_grad=True)
 s = torch.tensor(0.5, requires_grad=True)
 columns = [lsq(part, s, quant_min=-3, quant_max=3) for part in v]
@@ -285,7 +285,7 @@ print(
 )
 assert max(controls) < base + 1
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 3.6))
 places = range(4)
 for name, marker in (("rounded", "o--"), ("AdaRound", "s-."), ("trained", "^-")):
@@ -307,7 +307,7 @@ assert duel.loc[3, "lowest"] > duel.loc[3, "rounded"] + 1.5
 assert abs(duel.loc[3, "trained"] - duel.loc[3, "AdaRound"]) < 2
 assert duel.loc[2, "lowest"] > duel.loc[2, "AdaRound"] + 3
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"weights and activations: 8 bits rounded ≈ {duel.loc[8, 'rounded']:.1f} %, trained ≈ {duel.loc[8, 'trained']:.1f} %; "
     f"2 bits rounded ≈ {duel.loc[2, 'rounded']:.1f} %, AdaRound ≈ {duel.loc[2, 'AdaRound']:.1f} %, "
@@ -448,7 +448,7 @@ for name, found in answers.items():
 columns = ["size_bytes", "accuracy", "accuracy_low", "accuracy_high"]
 summary = pd.DataFrame(rows, index=list(answers), columns=columns)
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "accuracy")
 ax.set(title="Trained on the grid")
 show(ax, alt="Four points with error bars: 4 bits near FP32 at a seventh of its size, 2 bits ten points lower")

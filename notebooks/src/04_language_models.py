@@ -305,7 +305,7 @@ print(len(joints.found), "places where a scale can move, such as", joints.found[
 print(f"perplexity before ≈ {float_ppl:.3f}, after ≈ {perplexity(large):.3f}")
 assert abs(perplexity(large) - float_ppl) < 1e-3
 
-# %%
+# %% tags=["slide"]
 fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
 for ax, candidate, title in zip(axes, (model, large), ("our model", "with planted outliers"), strict=True):
     ax.bar(range(96), loudness(candidate, "blocks.1.attn.qkv"), width=1.0)
@@ -374,7 +374,7 @@ for (name, bits), row in compared.iterrows():
     spread = f"  [≈ {row.lowest:.3f}, ≈ {row.highest:.3f}]" if row.lowest < row.highest else ""
     print(f"{name:<8} {bits} bits ({row.stored:5.2f} stored)  ≈ {row['mean']:6.3f}{spread}")
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7.5, 3.8))
 for i, (name, part) in enumerate(compared.groupby("method", sort=False)):
     bars = [part["mean"] - part["lowest"], part["highest"] - part["mean"]]
@@ -480,7 +480,7 @@ for count in (1, 8, 64):
     milliseconds = ", ".join(f"{name} {1e3 * timed.latency[name].median_s:.2f} ms" for name in runs)
     print(f"{count:>3} tokens at once: {milliseconds}; 4 bits {timed.speedup['4 bits'].value:.1f}x as fast")
 
-# %%
+# %% tags=["slide"]
 x = np.ones((512, 2048), dtype=np.float32)
 timed = measure.compare_latency({"FP32": lambda: runs["FP32"].run(None, {"x": x})}, rounds=5)
 product_s = timed.latency["FP32"].median_s
@@ -597,12 +597,12 @@ columns = ["size_bytes", "perplexity", "perplexity_low", "perplexity_high"]
 summary = pd.DataFrame(rows, index=list(finals), columns=columns)
 final = summary["perplexity"]
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "perplexity")
 ax.set(title="What GPTQ buys at the same size")
 show(ax, alt="Six points with error bars: at 3 bits GPTQ lies well below rounding to nearest, at 4 bits close to FP32")
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"perplexity of FP32 ≈ {final['FP32']:.3f}; 4 bits GPTQ ≈ {final['W4 GPTQ']:.3f}; 3 bits nearest "
     f"≈ {final['W3 nearest']:.3f}, GPTQ ≈ {final['W3 GPTQ']:.3f}; planted outliers W8A8 "

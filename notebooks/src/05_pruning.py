@@ -126,7 +126,7 @@ removed = {name: 1 - mask.float().mean().item() for name, mask in half.masks.ite
 print(f"global 50 % takes ≈ {100 * min(removed.values()):.0f} % to ≈ {100 * max(removed.values()):.0f} % of a layer")
 assert removed["conv1.weight"] < 0.3 < 0.5 < removed["layer3.1.conv2.weight"]
 
-# %%
+# %% tags=["slide"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2))
 left.plot(100 * torch.tensor(amounts), at_once["global"], "o-", label="global")
 left.plot(100 * torch.tensor(amounts), at_once["layer"], "s--", label="per layer")
@@ -194,7 +194,7 @@ print("the dense network, trained on the same images:", ", ".join(f"≈ {value:.
 reveal(guess_recovered, sum(tuned[0.9]) / 3, what="accuracy at 90 % after fine-tuning", unit="%")
 assert min(tuned[0.8]) > at_once["global"][5] + 40
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(6.5, 3.2))
 ax.plot(100 * torch.tensor(amounts), at_once["global"], "o--", label="at once")
 middle = [sum(values) / 3 for values in tuned.values()]
@@ -237,7 +237,7 @@ assert means[-1] > dense - 16
 #
 # A widespread copy has the cube elsewhere, $s_f (t/T)^3$: slow first, and nearly everything in the last steps, when no time is left to recover.
 
-# %%
+# %% tags=["slide"]
 ways = [step / 100 for step in range(101)]
 right = [p.cubic_sparsity(step, end=100, final=0.9) for step in range(101)]
 fig, ax = plt.subplots(figsize=(5.5, 2.8))
@@ -535,7 +535,7 @@ for name, found in answers.items():
 columns = ["size_bytes", "accuracy", "accuracy_low", "accuracy_high"]
 summary = pd.DataFrame(rows, index=list(answers), columns=columns)
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "accuracy")
 ax.set(title="What zeros cost and save")
 show(
@@ -543,7 +543,7 @@ show(
     alt="Accuracy over file size: 80 percent gone costs little at a quarter of the bytes, 90 percent costs several points",
 )
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"at once, 50 % of the weights: ≈ {100 * summary.loc['50 %, at once', 'accuracy']:.1f} % "
     f"(dense ≈ {100 * summary.loc['dense', 'accuracy']:.1f} %); 90 % and 4,500 images: "

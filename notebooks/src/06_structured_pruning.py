@@ -225,7 +225,7 @@ for threads in (1, 2):
 print(share.drop(columns="bytes").round(0).astype(int).to_string())
 reveal(guess_speed, 100 / share.loc[0.5, "1 threads, batch 1"], what="speed with half of the channels, one image")
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 3.4))
 for name, style in zip(share.drop(columns="bytes"), ("o-", "s-", "^--", "v--", "X:", "*:"), strict=True):
     ax.plot(100 * share.index.to_numpy(), share[name], style, label=name)
@@ -516,7 +516,7 @@ def line(name, answer):
 rows = [line(name, answer) for name, answer in answers.items()]
 summary = pd.DataFrame(rows, index=list(answers), columns=["size_bytes", "accuracy", "accuracy_low", "accuracy_high"])
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "accuracy")
 ax.set(title="Smaller, and repaired")
 show(
@@ -524,7 +524,7 @@ show(
     alt="Accuracy over file size: half the MACs as it is lies near zero, reconstructed and trained close to the dense one",
 )
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"half of the MACs, {100 * summary.loc['and trained', 'size_bytes'] / summary.loc['dense', 'size_bytes']:.0f} % of the bytes: as it is "
     f"≈ {100 * summary.loc['half, as it is', 'accuracy']:.1f} %, reconstructed ≈ {100 * summary.loc['half, reconstructed', 'accuracy']:.1f} %, "

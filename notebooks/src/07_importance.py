@@ -69,7 +69,7 @@ for place in order[:3].tolist() + order[-3:].tolist():
 print(f"channels without which the loss is lower: ≈ {int((oracle.increase < 0).sum())}")
 assert oracle.increase.max() > 20 * oracle.increase.median()
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 3))
 ax.plot(oracle.increase[order], ".-")
 ax.axhline(0, color="black", lw=0.8)
@@ -308,7 +308,7 @@ assert (
     > table.loc[["L1", "activation", "random"], "rank"].max()
 )
 
-# %%
+# %% tags=["slide"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
 for ax, name in zip(axes, ("L1", "Taylor 2019", "Fisher"), strict=True):
     ax.scatter(oracle.pick(scored[name]), oracle.increase.clamp(min=1e-5), s=12)
@@ -351,7 +351,7 @@ reveal(guess_best, removed["20%"].max(), what="accuracy of the best score, 20 % 
 assert removed.loc[["Fisher", "SNIP"], "20%"].min() > removed.loc["L1", "20%"] + 40
 assert removed.loc["L1, mean", "20%"] > removed.loc["L1", "20%"] + 40
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 3.6))
 shown = ("Fisher", "SNIP", "L1, mean", "Taylor 2019", "Taylor 2017", "activation", "L1")
 for name, style in zip(shown, ("o-", "s--", "^-", "v--", "D-", "X:", "*:"), strict=True):
@@ -582,7 +582,7 @@ for name, answer in answers.items():
     print(f"{name:<22} ≈ {rows[-1][0]:,} bytes   ≈ {100 * share.value:.1f} %")
 summary = pd.DataFrame(rows, index=list(answers), columns=["size_bytes", "accuracy", "accuracy_low", "accuracy_high"])
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "accuracy")
 ax.set(title="The same bytes, chosen differently")
 show(
@@ -590,7 +590,7 @@ show(
     alt="Three networks of the same file size and different accuracy, the one of Fisher at once lowest; dense far right",
 )
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"rank correlation with the oracle: L1 ≈ {table.loc['L1', 'rank']:.2f}, Taylor ≈ {table.loc['Taylor 2019', 'rank']:.2f}, "
     f"Fisher ≈ {table.loc['Fisher', 'rank']:.2f}; 20 % of the channels gone, untrained: L1 ≈ {removed.loc['L1', '20%']:.1f} %, "

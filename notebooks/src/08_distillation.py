@@ -67,7 +67,7 @@ chosen = [next(i for i in range(400) if names[truth[i]] == name) for name in "O0
 for i in chosen:
     print(f"a picture of {names[truth[i]]}: ≈ {top(logits[i])}")
 
-# %%
+# %% tags=["slide"]
 fig, axes = plt.subplots(2, 4, figsize=(9, 3.8), height_ratios=(1, 1.1))
 for column, i in enumerate(chosen):
     axes[0, column].imshow(pictures[i, 0], cmap="gray")
@@ -96,7 +96,7 @@ moved()
 static = {"text/plain": "a slider for T from 0.5 to 20; the figure below shows six of its places"}
 display({**VBox([slider, words])._repr_mimebundle_(), **static}, raw=True)
 
-# %%
+# %% tags=["slide"]
 temperatures, row = (0.5, 1, 2, 4, 8, 20), logits[chosen[0]]
 order = row.argsort(descending=True)[:8]
 fig, axes = plt.subplots(1, 6, figsize=(10, 2.2), sharey=True)
@@ -208,7 +208,7 @@ print(f"T = 4 against labels only: ≈ {gain:+.1f} points")
 reveal(guess_gain, gain, what="points from the teacher")
 assert gain > 0.5
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 2.6))
 for row, (name, values) in enumerate(results.items()):
     ax.plot(values, [row] * 3, "s" if row == 0 else "o", label=name)
@@ -365,7 +365,7 @@ for name, matched in pairs.items():
     print(f"{name:<14}", ", ".join(f"≈ {value:.1f} %" for value in results[f"ResNet, {name}"]))
 assert sum(results["ResNet, and a hint"]) > sum(results["ResNet, soft targets"])
 
-# %%
+# %% tags=["slide"]
 with torch.no_grad(), d.tapped(teacher, ["layer1", "layer3"]) as seen:
     teacher(few.inputs(slice(4)))
 fig, axes = plt.subplots(3, 4, figsize=(6, 4.4))
@@ -508,7 +508,7 @@ table = pd.DataFrame(
     rows, index=list(shown), columns=["size_bytes", "macs", "accuracy", "accuracy_low", "accuracy_high"]
 )
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(table, "accuracy")
 ax.set(title="The same bytes, with and without a teacher")
 show(
@@ -614,7 +614,7 @@ assert left["trained"][0] < 0.05 < left["frozen"][0] < left["new each step"][0]
 # ### On several processes
 # `fit` shares each batch among the processes that `torchrun --nproc-per-node=4 train.py` starts, and nothing in this lesson has to change for it: each process has the teacher and asks it about its own part, and the projections lie in the module whose gradients are averaged. A test runs the same distillation on one process and on two and compares the weights.
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"MLP student, three seeds: labels ≈ {average['labels only']:.1f} %, soft targets "
     f"≈ {average['T = 4.0']:.1f} %; with 40 labels ≈ {sum(scarce[40][0]) / 3:.1f} % and ≈ {sum(scarce[40][1]) / 3:.1f} %"

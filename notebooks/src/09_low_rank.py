@@ -121,7 +121,7 @@ print(
 faster = 8 * f.largest_rank(lambda step: timed[str(8 * step)], timed["dense"], most=8)
 print(f"break even: parameters {saves[0]}, MACs {saves[1]}, milliseconds {faster}")
 
-# %%
+# %% tags=["slide"]
 curves = {"parameters": {r: parameters[r] / dense[0] for r in ranks}, "MACs": {r: macs[r] / dense[1] for r in ranks}}
 curves["milliseconds"] = {r: timed[str(r)] / timed["dense"] for r in ranks if str(r) in timed}
 fig, ax = plt.subplots(figsize=(6.5, 3.2))
@@ -622,7 +622,7 @@ with tempfile.TemporaryDirectory() as folder:
         rows.append([size, share.value, share.low, share.high])
         print(f"{name:<22} ≈ {size:>7,} bytes   {count / 1e6:.2f} M MACs   ≈ {100 * share.value:.1f} %")
 
-# %%
+# %% tags=["slide"]
 columns = ["size_bytes", "accuracy", "accuracy_low", "accuracy_high"]
 summary = pd.DataFrame(rows, index=list(finals), columns=columns)
 ax = measure.plot_comparison(summary, "accuracy")
@@ -632,7 +632,7 @@ show(
     alt="Accuracy over file size: Deep Compression is by far the smallest file, at nearly the accuracy of the dense VGG",
 )
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 lost = 100 * (summary.loc["VGG", "accuracy"] - summary.loc["VGG, Deep Compression", "accuracy"])
 print(f"Deep Compression: ≈ {file.ratio:.1f} times smaller than FP32, ≈ {lost:.1f} points lost on test")
 assert lost < 3

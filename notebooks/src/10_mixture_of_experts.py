@@ -143,7 +143,7 @@ def draw(text, seed, batches=20):
 
 seen = {name: routing_statistics(network, draw(text, 0)) for name, text in texts.items()}
 
-# %%
+# %% tags=["slide"]
 first = next(iter(layers))
 fig, ax = plt.subplots(figsize=(7, 3))
 for place, (name, hatch) in enumerate(zip(texts, ("", "//", ".."), strict=True)):
@@ -324,7 +324,7 @@ rise = 100 * (curve[2][1] / whole - 1)
 reveal(guess_skip, rise, what="percent of perplexity for half of the second experts")
 assert rise < 1 and curve[-1][1] < 1.15 * whole
 
-# %%
+# %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 3))
 ax.plot(*zip(*curve, strict=True), "o-")
 ax.axhline(whole, color="black", lw=0.8, ls="--")
@@ -374,7 +374,7 @@ for name, row in summary.iterrows():
     print(f"{name:<22} {row.parameters:>10,.0f} {row.active:>9,.0f} {row.size_bytes:>10,.0f}", end="   ")
     print(f"≈ {row.before:.2f}   ≈ {row.perplexity:.2f}")
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "perplexity")
 ax.set(title="A quarter of the experts' weights gone, after 25 steps")
 show(ax, alt="Perplexity over file size: the whole model lowest, thinner experts and contribution near, usage highest")
@@ -445,7 +445,7 @@ for choice in (6, 7):
 # %% [markdown]
 # **Mended:** `drop_experts`, and the test of section 4. A test that only looks whether the model runs would have passed.
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 files = [measure.measure_size(model).size_bytes / 1e6 for model in (network, best.model)]
 print(
     f"a quarter of the experts gone: perplexity ≈ {rows_usage:.2f} by usage, ≈ {rows_best:.2f} by contribution "
