@@ -26,7 +26,8 @@ html_theme_options = {
 }
 html_copy_source = False
 html_show_sourcelink = False
-html_static_path: list[str] = []
+html_static_path = ["static"]
+html_css_files = ["book.css"]
 html_math_renderer = "mathml"
 
 

@@ -37,7 +37,7 @@ class Advice:
     lesson: str  # "02"
     fits: bool  # within architecture, data and time
     reaches: bool  # by itself, what is asked for in size and speed
-    reasons: tuple[str, ...]  # why not, one for each that is amiss
+    reasons: tuple[str, ...]  # what bars it; if nothing does, what it does not reach
     accuracy: str  # what it costs, in words
     will_not: str  # what it would not do
     evidence: tuple[str, ...]  # measured rows of benchmarks/results.md
@@ -87,7 +87,7 @@ def advise(
         barred, short = _barred(known, asked), _short(known, smaller, faster, hardware)
         work = CHOICES["time"].index(known["time"]), CHOICES["data"].index(known["data"])
         advice = Advice(
-            known["name"], known["lesson"], not barred, not barred and not short, (*barred, *short), known["accuracy"],
+            known["name"], known["lesson"], not barred, not barred and not short, barred or short, known["accuracy"],
             known["not"], tuple(_told(each) for each in known["evidence"]),
         )  # fmt: skip
         ranked.append(
@@ -135,8 +135,8 @@ def explain_advice(*, most: int = 4, **constraints: Any) -> str:
         lines.append(
             "No single one reaches it. Combine them in this order: structure, then training, then bits (lesson 12)."
         )
-    barred = [f"{each.technique} ({'; '.join(each.reasons)})" for each in found if not each.fits]
-    lines += [f"not here: {', '.join(barred)}"] if barred else []
+    barred = [f"   {each.technique}: {'; '.join(each.reasons)}" for each in found if not each.fits]
+    lines += ["not here:", *barred] if barred else []
     return "\n".join(lines)
 
 
@@ -155,18 +155,22 @@ def advisor_widget(**constraints: Any) -> ipywidgets.Widget:
 
     set_ = {"smaller": 4.0, "faster": 1.0, "hardware": "cpu", "data": "few", "time": "hours", "architecture": "cnn"}
     set_ |= constraints
+    style = {"description_width": "7em"}
     fields: dict[str, Any] = {
-        name: widgets.BoundedFloatText(value=set_[name], min=1, max=1000, step=0.5, description=f"{name}, x")
+        name: widgets.BoundedFloatText(
+            value=set_[name], min=1, max=1000, step=0.5, description=f"{name}, x", style=style
+        )
         for name in ("smaller", "faster")
     }
     fields |= {
-        name: widgets.Dropdown(options=values, value=set_[name], description=name) for name, values in CHOICES.items()
+        name: widgets.Dropdown(options=values, value=set_[name], description=name, style=style)
+        for name, values in CHOICES.items()
     }
     text = widgets.HTML()
 
     def changed(_: dict | None = None) -> None:
         words = explain_advice(**{name: field.value for name, field in fields.items()})
-        text.value = f'<pre role="status" aria-live="polite" style="white-space: pre-wrap">{html.escape(words)}</pre>'
+        text.value = f'<pre role="status" aria-live="polite" style="white-space: pre-wrap; word-break: normal">{html.escape(words)}</pre>'
 
     for field in fields.values():
         field.observe(changed, names="value")

@@ -13,6 +13,8 @@ import inspect
 import pkgutil
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,6 +35,7 @@ PACKAGES = (
     "testing", "course",
 )  # fmt: skip
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+DOI = re.compile(r"doi:(10\.\d{4,}/[^\s,;)]*[\w])")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -43,20 +46,16 @@ def build_book(out: Path) -> Path:
         ValueError: the folder holds something.
         RuntimeError: Sphinx has something to complain about; the message holds it.
     """
-    from sphinx.application import Sphinx
-
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out={str(out)!r} must be a new or an empty folder, so that nothing is overwritten")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        pages, made = Path(folder) / "pages", Path(folder) / "html"
+        pages, made, told = Path(folder) / "pages", Path(folder) / "html", Path(folder) / "warnings.txt"
         write_pages(pages)
-        with (Path(folder) / "warnings.txt").open("w+", encoding="utf-8") as warnings:
-            app = Sphinx(pages, ROOT / "book", made, Path(folder) / "trees", "html", status=None, warning=warnings)
-            app.build()
-            warnings.seek(0)
-            told = warnings.read()
+        command = [sys.executable, "-m", "sphinx", "-q", "--no-color", "-w", told, "-c", ROOT / "book", pages, made]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = told.read_text(encoding="utf-8") if done.returncode == 0 else done.stderr
         if told:
             raise RuntimeError(f"the book has faults:\n{told}")
         shutil.copytree(made, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".buildinfo*", "objects.inv"))
@@ -192,6 +191,7 @@ def with_doi(line: str) -> str:
         >>> with_doi("SparseGPT, arXiv:2301.00774")
         'SparseGPT, [arXiv:2301.00774](https://doi.org/10.48550/arXiv.2301.00774)'
     """
+    line = DOI.sub(r"[doi:\1](https://doi.org/\1)", line)
     return ARXIV.sub(r"[arXiv:\1](https://doi.org/10.48550/arXiv.\1)", line)
 
 

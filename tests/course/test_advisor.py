@@ -63,7 +63,7 @@ def test_known_cases():
 def test_in_words():
     text = explain_advice(smaller=4, faster=2, time="minutes")
     assert text.startswith("1. static 8-bit quantization (weights and activations) (lesson 02): reaches it\n")
-    assert "but: " in text and "not here: " in text and "measured: " in text
+    assert "but: " in text and "not here:\n" in text and "measured: " in text
     assert "No single one reaches it" in explain_advice(smaller=100, data="all", time="days")
     assert explain_advice(architecture="moe", data="none", time="minutes").startswith("1. half precision")
 

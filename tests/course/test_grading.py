@@ -27,9 +27,7 @@ def submission(folder, student: str, edit=lambda name, source: source):
 
 
 def solved(number: int, _: str) -> str:
-    cells = [
-        cell for cell in nbformat.read(LESSON, as_version=4).cells if "solution" in cell.metadata.get("tags", [])
-    ]
+    cells = [cell for cell in nbformat.read(LESSON, as_version=4).cells if "solution" in cell.metadata.get("tags", [])]
     return cells[number - 1].source.replace(", record=False", "")
 
 
