@@ -2,12 +2,13 @@
 #   make lab      open the course in JupyterLab            make test     lint, unit tests, every notebook
 #   make course   run all notebooks, print a table         make lint     ruff, check only
 #   make notebooks  rebuild notebooks from notebooks/src   make checkpoints  train data/checkpoints again
-#   make bench    compare with peers, write the table      make lock     renew constraints.txt
+#   make bench    compare with peers, write the table      make book     the course as a web site in build/book
+#   make lock     renew constraints.txt
 #   make clean    remove the environment
 # Variables: PYTHON (interpreter for the environment), EXTRAS, PIP_ARGS (for pip install), LAB_ARGS (for jupyter lab).
 
 PYTHON ?= python3
-EXTRAS ?= lab,export,hf,dev
+EXTRAS ?= lab,export,hf,book,dev
 PIP_ARGS ?=
 # Jupyter refuses to run as root, which is who one is in a container.
 LAB_ARGS ?= $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
@@ -23,7 +24,7 @@ RUN := $(BIN)/python
 .PHONY: help env lab test lint course notebooks checkpoints bench book lock clean
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 env: $(STAMP)
 
@@ -60,6 +61,10 @@ notebooks: $(STAMP)
 checkpoints: $(STAMP)
 	@$(RUN) -m compresslab.workbench.make_checkpoints
 
+book: $(STAMP)
+	@rm -rf build/book
+	@$(RUN) -m compresslab.course.book build/book
+
 bench: $(STAMP)
 	@$(RUN) -m benchmarks
 
@@ -67,7 +72,7 @@ lock:
 	@$(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv
 	@(sed -n '1,2p' constraints.txt; printf 'torch==2.13.0\ntorchvision==0.28.0\n' > .venv-lock/pins.txt; \
 	  .venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate pyproject.toml \
-	  --extra lab --extra export --extra hf --extra dev -c .venv-lock/pins.txt | grep -v -E '^(nvidia|cuda|triton)') > .venv-lock/out.txt
+	  --extra lab --extra export --extra hf --extra book --extra dev -c .venv-lock/pins.txt | grep -v -E '^(nvidia|cuda|triton)') > .venv-lock/out.txt
 	@mv .venv-lock/out.txt constraints.txt && rm -rf .venv-lock && echo "constraints.txt renewed"
 
 clean:

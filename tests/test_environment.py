@@ -13,8 +13,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IN_CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base"}  # the same package under another name
-EXTRAS = ("lab", "export", "hf", "dev")  # what make installs
+IN_CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}  # the same package under another name
+EXTRAS = ("lab", "export", "hf", "book", "dev")  # what make installs
 
 
 def declared() -> list[Requirement]:
