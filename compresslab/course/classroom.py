@@ -148,13 +148,12 @@ def messages(asked: Exercise) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "NotYet":
             found += [(node.lineno, text) for text in map(_words, node.args)]
-        elif isinstance(node, ast.Dict):
-            found += [
-                (value.lineno, _words(value))
-                for value in node.values
-                if isinstance(value, ast.Constant | ast.JoinedStr)
-            ]
-    return list(dict.fromkeys(text for _, text in sorted(found) if len(text.split()) > 2))
+        elif isinstance(node, ast.Dict):  # of mistakes, by message or with messages
+            parts = [part for part in (*node.keys, *node.values) if part is not None]
+            found += [(part.lineno, _words(part)) for part in parts]
+        elif isinstance(node, ast.Tuple):
+            found += [(part.lineno, _words(part)) for part in node.elts]
+    return list(dict.fromkeys(text for _, text in sorted(found) if len(text.split()) > 3))
 
 
 def _words(node: ast.AST) -> str:
