@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -13,7 +14,11 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-IN_CONDA = {"torch": "pytorch", "matplotlib": "matplotlib-base", "playwright": "playwright-python"}  # the same package under another name
+IN_CONDA = {
+    "torch": "pytorch",
+    "matplotlib": "matplotlib-base",
+    "playwright": "playwright-python",
+}  # the same package under another name
 EXTRAS = ("lab", "export", "hf", "book", "dev")  # what make installs
 
 
@@ -75,3 +80,19 @@ def test_versions_agree():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert compresslab.__version__ == PROJECT["version"] == citation["version"]
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_container_makes_the_same_environment():
+    settings = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
+    assert settings["image"].endswith(f":{PROJECT['requires-python'].removeprefix('>=')}")
+    command, target, *_ = settings["postCreateCommand"].split()
+    assert command == "make"
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert settings["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"] == ".venv/bin/python"
+
+
+def test_make_the_workflow_and_the_readme_install_the_same_extras():
+    extras = ",".join(EXTRAS)
+    for name in ("Makefile", ".github/workflows/ci.yml", "README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert {found for found in re.findall(r"(?:EXTRAS \?= |-e \"\.\[)([a-z,]+)", text) if "," in found} == {extras}

@@ -44,7 +44,7 @@ def test_commands_exist():
         for target in re.findall(r"`?make ([a-z]+)", text):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
     cli = (ROOT / "compresslab/cli.py").read_text(encoding="utf-8")
-    for command in re.findall(r"compresslab (doctor|progress|course|data)\b", TEXT):
+    for command in re.findall(r"compresslab (doctor|progress|course|data|copy|advise|classroom)\b", TEXT):
         assert f'"{command}"' in cli
     assert "make test" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 

@@ -28,6 +28,7 @@ from compresslab import measure
 from compresslab import pruning as p
 from compresslab import quantization as q
 from compresslab.course import check, quiz, reveal, show, start
+from compresslab.course.sliders import threshold_slider
 from compresslab.workbench import checkpoints, data, models
 from compresslab.workbench.train import fit, jitter
 
@@ -119,6 +120,12 @@ reveal(guess_free, free, what="weights that can go for 2 points, in steps of 10"
 assert all(a > b for a, b in zip(at_once["global"][1:5], at_once["layer"][1:5], strict=True))
 assert free >= 30
 assert at_once["global"][5] < 20
+
+# %% [markdown]
+# Which weights are these, and whose? Move the slider, or type a share.
+
+# %%
+threshold_slider({name: weight for name, weight in network.named_parameters() if weight.dim() > 1}, 0.5)
 
 # %%
 half = p.prune_magnitude(network, 0.5)

@@ -21,8 +21,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from IPython.display import display
-from ipywidgets import HTML, FloatSlider, VBox
 from torch import nn
 from torch.nn import functional as F
 
@@ -31,6 +29,7 @@ from compresslab import measure
 from compresslab import pruning as p
 from compresslab import quantization as q
 from compresslab.course import check, quiz, reveal, show, start
+from compresslab.course.sliders import temperature_slider
 from compresslab.workbench import checkpoints, data, models
 from compresslab.workbench.train import evaluate, fit, jitter
 
@@ -83,18 +82,8 @@ show(fig, alt="Pictures of O, 0, l and I, and the teacher's probabilities below:
 #
 # Sure of itself, the teacher puts nearly everything on one class, and the rest is too small to be learned from. So we divide all logits by a **temperature** $T$ first: $p_i(T) = \mathrm{softmax}(z_i / T)$. Move the slider; the figure below shows the same.
 
-# %%
-slider, words = FloatSlider(value=4.0, min=0.5, max=20.0, step=0.5, description="T"), HTML()
-
-
-def moved(_=None):
-    words.value = top(logits[chosen[0]], slider.value, count=6)
-
-
-slider.observe(moved, names="value")
-moved()
-static = {"text/plain": "a slider for T from 0.5 to 20; the figure below shows six of its places"}
-display({**VBox([slider, words])._repr_mimebundle_(), **static}, raw=True)
+# %% tags=["nbval-ignore-output"]
+temperature_slider(logits[chosen[0]], names, 4.0)
 
 # %% tags=["slide"]
 temperatures, row = (0.5, 1, 2, 4, 8, 20), logits[chosen[0]]
@@ -358,7 +347,7 @@ print(f"projection {sum(x.numel() for x in both.projections.parameters()):,}, tr
 for name, matched in pairs.items():
     loss, group = d.Distillation(teacher, pairs=matched), []
     for seed in range(3):
-        loop = partial(fit, train=few.take(3000), epochs=4, batch_size=32, lr=2e-2, seed=seed)
+        loop = partial(fit, train=few.take(2400), epochs=4, batch_size=32, lr=2e-2, seed=seed)
         group.append(d.distil(resnet(seed), loss, loop, example_inputs=image).model)
     students[f"ResNet, {name}"] = group
     results[f"ResNet, {name}"] = [percent(model) for model in group]
