@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compresslab.measure import compare
-from compresslab.measure import report as module
+from compresslab.measure import page as page_module
 
 HOSTILE = '<script>alert("x")</script>&{title}'
 BATCHES = [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]
@@ -102,7 +102,7 @@ def test_a_page_is_whole_or_absent(comparison, tmp_path, monkeypatch):
     def broken(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.os, "replace", broken)
+    monkeypatch.setattr(page_module.os, "replace", broken)
     with pytest.raises(KeyboardInterrupt):
         comparison.to_html(path, title="another")
     assert path.read_text(encoding="utf-8") == before
