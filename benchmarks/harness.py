@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 from compresslab.measure import Estimate
 from compresslab.workbench.files import atomic_write
 
@@ -70,7 +72,7 @@ def against_peer(work: str, ours: str, peer: str, speedup: Estimate, *, target: 
 
 
 def run(names: Sequence[str] = ()) -> int:
-    """Run benchmarks, renew their rows in the table; returns how many targets were missed.
+    """Run benchmarks, renew their rows in the table; returns how many of their targets were missed.
 
     Raises:
         ValueError: a name is not listed.
@@ -78,8 +80,7 @@ def run(names: Sequence[str] = ()) -> int:
     unknown = set(names) - set(benchmarks)
     if unknown:
         raise ValueError(f"{sorted(unknown)} are not benchmarks; choose from {', '.join(benchmarks)}")
-    kept = json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.is_file() else {}
-    kept = {name: rows for name, rows in kept.items() if name in benchmarks}
+    missed = 0
     for name in names or list(benchmarks):
         print(f"{name} ...", flush=True)
         rows = []
@@ -87,12 +88,21 @@ def run(names: Sequence[str] = ()) -> int:
             rows.append(row)
             verdict = "met" if row.met else "MISSED"
             print(f"  {row.work}: {row.ours} against {row.against}: {row.ratio:.2f}x, {verdict}", flush=True)
+        _write(name, rows)
+        missed += sum(not row.met for row in rows)
+    return missed
+
+
+def _write(name: str, rows: list[Row]) -> None:
+    """Put the rows of one benchmark into the table as it is now: other runs may have written theirs meanwhile."""
+    with FileLock(FOLDER / "results.lock"):
+        kept = json.loads(ROWS.read_text(encoding="utf-8")) if ROWS.is_file() else {}
+        kept = {key: old for key, old in kept.items() if key in benchmarks}
         kept[name] = [asdict(row) for row in rows]
-    with atomic_write(ROWS) as temporary:
-        temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    with atomic_write(TABLE) as temporary:
-        temporary.write_text(as_table(kept), encoding="utf-8")
-    return sum(not Row(**row).met for rows in kept.values() for row in rows)
+        with atomic_write(ROWS) as temporary:
+            temporary.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_write(TABLE) as temporary:
+            temporary.write_text(as_table(kept), encoding="utf-8")
 
 
 def as_table(kept: dict[str, list[dict]]) -> str:

@@ -5,13 +5,13 @@ one by one     unstructured (magnitude, per layer or global), n_m (2:4 and the l
 when           schedule (constant, linear, cubic), iterative (in rounds, or while training), lottery (rewinding)
 from inputs    wanda, sparsegpt
 channels       labels, trace, rules, running (what depends on what, found by running), groups, dependency, tryout,
-               channels (which go), unit_scores, plan, surgery (out they go), proof (the same function), saving
+               channels (which go), unit_norms, unit_scores, plan, surgery (out they go), proof (the same function), saving
 heads, depth   whole attention heads, whole blocks
 experts        expert_layers (where they are), routing (who gets what), experts (out), expert_neurons, expert_merging,
                expert_skipping
 repair         reconstruction, least_squares (no training), rounds (prune, repair, again), batchnorm_statistics
 storage        encodings (bitmask, CSR, COO, runs of zeros, 2:4), storage (their files, and how large they are)
-inside         layer_inputs (what a layer gets), sequential (layer after layer)
+inside         layer_inputs (what a layer gets), sequential (layer after layer), copying
 
 A function that has the name of its file is imported from there: ``from compresslab.pruning.wanda import wanda``.
 """

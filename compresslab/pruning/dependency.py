@@ -15,7 +15,6 @@ The third step is what shape rules of other tools lack: the code itself says whe
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,10 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compresslab.pruning.copying import shadow
 from compresslab.pruning.groups import Dependencies, Table
 from compresslab.pruning.labels import FIXED, Classes, shrink, varies
-from compresslab.pruning.running import named_tensors, shadow
-from compresslab.pruning.trace import Trace
+from compresslab.pruning.running import named_tensors
+from compresslab.pruning.trace import NeedsValues, Step, Trace
 from compresslab.pruning.tryout import find_conflicts
 
 __all__ = ["find_dependencies"]
@@ -54,28 +54,46 @@ def find_dependencies(model: nn.Module, example_inputs: Any, *, through_norms: b
         >>> found.unprunable
         {'2.weight': 'it is an output of the model'}
     """
+    table, steps = _traced(model, example_inputs, through_norms)
+    while True:
+        found = table.dependencies(through_norms, steps)
+        blamed = find_conflicts(model, found, _half(found), example_inputs)
+        if not blamed:
+            return found
+        table.stay(blamed)
+
+
+def untried_dependencies(model: nn.Module, example_inputs: Any, *, through_norms: bool = False) -> Dependencies:
+    """As ``find_dependencies`` without the third step: for who tries out what is removed in the end."""
+    table, steps = _traced(model, example_inputs, through_norms)
+    return table.dependencies(through_norms, steps)
+
+
+def _traced(model: nn.Module, example_inputs: Any, through_norms: bool) -> tuple[Table, list[Step]]:
+    """The classes of labels after a run, and what its operations gave."""
     labels, count = _number(model)
-    classes = Classes(count)
     try:
-        trace = _run(model, example_inputs, labels, classes, through_norms)
+        try:
+            trace = _run(model, example_inputs, labels, count, through_norms, hollow=True)
+        except Exception:  # it looks at values, or its own error shall come from an ordinary run
+            trace = _run(model, example_inputs, labels, count, through_norms, hollow=False)
     except Exception as error:
         raise ValueError(
             f"the model cannot be run on example_inputs ({type(error).__name__}: {error}); pass what its forward takes:"
             " a tensor, a tuple of arguments or a dict of keyword arguments"
         ) from error
+    classes = trace.classes
     for grid in trace.grids:
         # An axis that was split and is told apart along both parts: the same index of each part goes together.
         grid = shrink(classes.find(grid))
         if len(varies(grid)) > 1:
             classes.tie(grid, [min(varies(grid))], "their axis is split in two")
-    steps = [replace(s, layers=[[shrink(classes.find(x)) for x in part] for part in s.layers]) for s in trace.steps]
-    table = Table(labels, classes, trace)
-    while True:
-        found = Dependencies(table.groups(), table.reasons() | trace.unused, table.labels, through_norms, steps)
-        blamed = find_conflicts(model, found, _half(found), example_inputs)
-        if not blamed:
-            return found
-        table.stay(blamed)
+    settled: dict[int, Tensor] = {}
+    for layer in (layer for step in trace.steps for part in step.layers for layer in part):
+        if id(layer) not in settled:
+            settled[id(layer)] = classes.settle(layer)
+    steps = [replace(s, layers=[[settled[id(layer)] for layer in part] for part in s.layers]) for s in trace.steps]
+    return Table(labels, classes, trace), steps
 
 
 def _number(model: nn.Module) -> tuple[dict[str, list[Tensor | None]], int]:
@@ -98,21 +116,29 @@ def _pair(model: nn.Module, labels: Mapping[str, list[Tensor | None]]) -> list[t
     return [(tensor, labels[name]) for name, tensor in named_tensors(model).items()]
 
 
-def _run(model: nn.Module, example_inputs: Any, labels: dict, classes: Classes, through_norms: bool) -> Trace:
+def _run(
+    model: nn.Module, example_inputs: Any, labels: dict, count: int, through_norms: bool, *, hollow: bool
+) -> Trace:
     """The trace in eval mode, with what a run in training mode adds where parameters were not used."""
+    classes = Classes(count)
     with torch.random.fork_rng(devices=[]):
         copied = shadow(model)
-        trace = Trace(_pair(copied, labels), classes, through_norms=through_norms)
+        trace = Trace(_pair(copied, labels), classes, through_norms=through_norms, hollow=hollow)
         trace.run(copied, example_inputs)
-        unused = [name for name, parameter in copied.named_parameters() if parameter not in trace.used]
+        unused = [name for name, parameter in copied.named_parameters() if not trace.used(parameter)]
         if unused:
-            with contextlib.suppress(Exception):  # a batch of one is too few for batch norm, or labels are wanted
-                copied = shadow(model, training=True)
-                second = Trace(_pair(copied, labels), classes, through_norms=through_norms)
+            copied = shadow(model, training=True)
+            second = Trace(_pair(copied, labels), classes, through_norms=through_norms, hollow=hollow)
+            try:
                 second.run(copied, example_inputs)
+            except NeedsValues:
+                raise
+            except Exception:  # a batch of one is too few for batch norm, or labels are wanted
+                pass
+            else:
                 trace.produced += second.produced
                 trace.heads += second.heads
-                unused = [name for name in unused if copied.get_parameter(name) not in second.used]
+                unused = [name for name in unused if not second.used(copied.get_parameter(name))]
     trace.unused = dict.fromkeys(unused, "it is not used on these inputs")
     return trace
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from compresslab.pruning.labels import Classes
+from compresslab.pruning.labels import FIXED, Classes
 from compresslab.pruning.trace import Step, Trace
 
 __all__ = ["Axis", "Dependencies", "Group", "Table"]
@@ -25,6 +25,7 @@ class Group:
     producers: tuple[Axis, ...]  # axes of weights that put the group's channels out
     members: dict[Axis, tuple[Tensor, Tensor]]  # by axis: unit and index of each slice, (k,) both
     heads: bool  # units are heads of attention, those of queries together with the keys and values that they share
+    classes: Tensor = field(repr=False)  # of each unit, as in ``Dependencies.labels``
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Dependencies:
     groups: dict[str, Group]  # by name
     unprunable: dict[str, str]  # weight: why none, or how many, of its outputs can be removed
     labels: dict[str, list[Tensor | None]]  # class of each index of each axis, None for an axis of size 1
+    count: int  # classes are below it
     through_norms: bool
     steps: list[Step] = field(repr=False)  # what the operations of the model gave, with their labels
 
@@ -46,52 +48,62 @@ class Dependencies:
         Returns:
             Indices that stay, ascending, by name and axis; only what loses something. Both names of a tied weight.
         """
-        stays: dict[str, dict[int, Tensor]] = {}
+        stays = torch.ones(self.count, dtype=torch.bool)
         for name, units in removed.items():
-            gone = torch.zeros(self.groups[name].units, dtype=torch.bool)
-            gone[units] = True
-            for (tensor, axis), (unit, index) in self.groups[name].members.items():
-                labels = self.labels[tensor]
-                mask = stays.setdefault(tensor, {}).setdefault(axis, torch.ones(len(labels[axis]), dtype=torch.bool))
-                mask[index[gone[unit]]] = False
-        stays = {n: {a: m.nonzero().flatten() for a, m in axes.items() if not m.all()} for n, axes in stays.items()}
+            stays[self.groups[name].classes[units]] = False
+        kept: dict[str, dict[int, Tensor]] = {}
+        for tensor, axis in (member for name in removed for member in self.groups[name].members):
+            labels = self.labels[tensor][axis]
+            indices = stays[labels].nonzero().flatten()
+            if len(indices) < len(labels):
+                kept.setdefault(tensor, {})[axis] = indices
         first = {id(labels): name for name, labels in reversed(self.labels.items())}
-        return {n: stays[first[id(v)]] for n, v in self.labels.items() if stays.get(first[id(v)])}
+        owners = {n: kept.get(first[id(v)], {}) for n, v in self.labels.items()}
+        return {name: axes for name, axes in owners.items() if axes}
 
 
 class Table:
-    """Classes and groups, looked up by label."""
+    """Classes and groups, looked up by label; the labels of an axis are consecutive."""
 
     def __init__(self, labels: dict[str, list[Tensor | None]], classes: Classes, trace: Trace) -> None:
+        self.unused = trace.unused
         self.axes: list[Axis] = []
-        places, indices, seen = [torch.tensor([-1])], [torch.tensor([0])], set()
+        self.spans: list[slice] = []  # labels of each axis
+        seen = set()
         for name, vectors in labels.items():
-            if id(vectors) in seen:
-                continue
-            seen.add(id(vectors))
-            for axis, vector in enumerate(vectors):
+            for axis, vector in enumerate(vectors if id(vectors) not in seen else ()):
                 if vector is not None:
-                    places.append(torch.full_like(vector, len(self.axes)))
-                    indices.append(torch.arange(len(vector)))
+                    start = self.spans[-1].stop if self.spans else FIXED + 1
+                    self.spans.append(slice(start, start + len(vector)))
                     self.axes.append((name, axis))
-        self.axis, self.index = torch.cat(places), torch.cat(indices)  # of each label
-        self.root = classes.find(torch.arange(len(self.axis)))
+            seen.add(id(vectors))
+        sizes = torch.tensor([span.stop - span.start for span in self.spans], dtype=torch.int64)
+        starts = torch.tensor([span.start for span in self.spans], dtype=torch.int64)
+        every = torch.arange(len(classes.parent))
+        fixed = torch.full((FIXED + 1,), -1)
+        self.axis = torch.cat([fixed, torch.arange(len(sizes)).repeat_interleave(sizes)])  # of each label
+        self.index = every - torch.cat([fixed, starts.repeat_interleave(sizes)])
+        self.root = classes.find(every)
         self.why, self.texts = classes.frozen(), list(classes.reasons)
         done: dict[int, list[Tensor | None]] = {}
         self.labels = {
             n: done.setdefault(id(v), [None if x is None else self.root[x] for x in v]) for n, v in labels.items()
         }
-        self.outputs = torch.zeros(len(self.axis), dtype=torch.bool)  # labels of an axis that some layer puts out
+        self.places: list[int] = []  # axes that some layer puts out
+        self.outputs = torch.zeros(len(self.axis), dtype=torch.bool)  # and their labels
         if trace.produced:
-            self.outputs = torch.isin(self.axis, self.axis[torch.cat(trace.produced)].unique())
+            self.places = self.axis[torch.cat(trace.produced)].unique().tolist()
         self.heads = self.root[torch.cat(trace.heads)] if trace.heads else torch.tensor([-1])
         joined = Classes(len(self.axis))
-        joined.parent = self.root.clone()
-        for place in self.axis[self.outputs].unique().tolist():
-            own = (self.axis == place).nonzero().flatten()
-            joined.union(own, own[:1])
-        self.group = joined.find(torch.arange(len(self.axis)))  # of each label
-        self.names = {int(g): self.axes[int(self.axis[g])][0] for g in self.group[self.outputs].unique()}
+        joined.union(every, self.root)
+        for place in self.places:
+            self.outputs[self.spans[place]] = True
+            joined.union(every[self.spans[place]], every[self.spans[place]][:1])
+        self.group = joined.find(every)  # of each label
+
+    def dependencies(self, through_norms: bool, steps: list[Step]) -> Dependencies:
+        groups = self.groups()
+        return Dependencies(groups, self.reasons() | self.unused, self.labels, len(self.root), through_norms, steps)
 
     def groups(self) -> dict[str, Group]:
         has_output = torch.zeros_like(self.outputs)
@@ -99,7 +111,7 @@ class Table:
         free = has_output[self.root] & (self.why == 0)
         order = free.nonzero().flatten()
         order = order[self.group[order].argsort(stable=True)]
-        groups = {}
+        groups, self.found = {}, {}
         for chunk in _runs(order, self.group[order]):
             roots, unit = self.root[chunk].unique(return_inverse=True)
             if len(roots) < 2:
@@ -110,17 +122,15 @@ class Table:
                 members[self.axes[int(self.axis[part[0]])]] = units, self.index[part]
             producers = tuple(self.axes[place] for place in self.axis[chunk[self.outputs[chunk]]].unique().tolist())
             name = producers[0][0]
-            groups[name] = Group(name, len(roots), producers, members, bool(torch.isin(roots, self.heads).all()))
-        self.found = {
-            name: int(self.group[(self.axis == self.axes.index(g.producers[0])).nonzero()[0]])
-            for name, g in groups.items()
-        }
+            heads = bool(torch.isin(roots, self.heads).all())
+            groups[name] = Group(name, len(roots), producers, members, heads, roots)
+            self.found[name] = int(self.group[chunk[0]])
         return groups
 
     def reasons(self) -> dict[str, str]:
         result = {}
-        for place in self.axis[self.outputs].unique().tolist():
-            why = self.why[self.axis == place]
+        for place in self.places:
+            why = self.why[self.spans[place]]
             stay = int((why > 0).sum())
             if stay:
                 text = self.texts[int(why[why > 0].mode().values)]

@@ -37,10 +37,10 @@ def shrink(layer: Tensor) -> Tensor:
         >>> shrink(torch.tensor([[7, 8], [7, 8]]))
         tensor([[7, 8]])
     """
-    for axis in range(layer.dim()):
-        if layer.shape[axis] > 1:
+    for axis, size in enumerate(layer.shape):
+        if size > 1:
             first = layer.narrow(axis, 0, 1)
-            if layer.stride(axis) == 0 or bool((layer == first).all()):
+            if layer.stride(axis) == 0 or torch.equal(layer, first.expand_as(layer)):
                 layer = first
     return layer
 
@@ -52,7 +52,7 @@ def aligned(layer: Tensor, dim: int) -> Tensor:
         >>> aligned(torch.tensor([7, 8]), 3).shape
         torch.Size([1, 1, 2])
     """
-    return layer[(None,) * (dim - layer.dim())]
+    return layer if layer.dim() >= dim else layer[(None,) * (dim - layer.dim())]
 
 
 class Classes:
@@ -75,28 +75,38 @@ class Classes:
         self.clashes: list[Tensor] = []  # labels that met others and were not yet of their class
 
     def find(self, labels: Tensor) -> Tensor:
-        """The smallest label of each one's class."""
-        labels = self.parent[labels]
+        """The smallest label of each one's class; the tensor given, if it holds nothing else."""
+        if not self.clashes:
+            return labels
         while not torch.equal(above := self.parent[labels], labels):
             labels = above
         return labels
 
+    def settle(self, layer: Tensor) -> Tensor:
+        """A layer that was shrunk, with the smallest labels, shrunk again."""
+        found = self.find(layer)
+        return layer if found is layer else shrink(found)
+
     def union(self, first: Tensor, second: Tensor) -> None:
         """Labels at the same place, after broadcasting, become of one class; ``FIXED`` freezes its partner."""
-        first, second = torch.broadcast_tensors(self.find(first), self.find(second))
-        for one, other in ((first, second), (second, first)):
-            if (one == FIXED).any():
-                self.freeze(other[one == FIXED], "they are added to padding or other values that are no channels")
-        both = (first != FIXED) & (second != FIXED)
-        first, second = first[both], second[both]
+        first, second = self.find(first), self.find(second)
+        if first.shape != second.shape:
+            first, second = torch.broadcast_tensors(first, second)
         if torch.equal(first, second):
             return
-        self.clashes.append(torch.cat([first, second]).unique())
-        while (differ := first != second).any():
-            low, high = torch.minimum(first, second)[differ], torch.maximum(first, second)[differ]
+        low, high = torch.minimum(first, second).flatten(), torch.maximum(first, second).flatten()
+        if not low.all():  # FIXED is the smallest
+            fixed = low == FIXED
+            self.freeze(high[fixed], "they are added to padding or other values that are no channels")
+            low, high = low[~fixed], high[~fixed]
+        if torch.equal(low, high):
+            return
+        self.clashes.append(torch.cat([low, high]))
+        while not torch.equal(low, high):
             # Where one label has several partners the smallest wins here, the others in the next round.
             self.parent.scatter_reduce_(0, high, low, "amin")
             first, second = self.find(low), self.find(high)
+            low, high = torch.minimum(first, second), torch.maximum(first, second)
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """The classes of these labels stay; the first reason is kept."""
@@ -118,10 +128,11 @@ class Classes:
 
         Whole heads go this way: (heads, head_dim) tied along head_dim leaves one channel for each head.
         """
-        axes = varies(layer) & {axis % layer.dim() for axis in axes}
+        told = varies(layer)
+        axes = told & {axis % layer.dim() for axis in axes}
         if not axes:
             return layer
-        if axes == varies(layer):
+        if axes == told:
             self.freeze(layer, reason)
             return layer
         for axis in axes:
@@ -135,25 +146,22 @@ class Classes:
         smaller: along that axis all channels of the others become one.
         """
         dim = max((len(shape) for _, shape in operands), default=0)
-        merged: list[Tensor] = []
-        for layers, _ in operands:
+        merged: list[tuple[Tensor, set[int]]] = []
+        fixed: set[int] = set()  # axes along which some operand has several elements, and no labels
+        for layers, shape in operands:
+            known = set()
             for layer in layers:
-                layer = shrink(self.find(aligned(layer, dim)))
-                meets = [other for other in merged if varies(other) & varies(layer)]
-                merged = [other for other in merged if not varies(other) & varies(layer)]
+                layer = aligned(layer, dim)
+                known |= varies(layer)
+                layer = self.settle(layer)
+                axes = varies(layer)
+                meets = [other for other, along in merged if along & axes]
+                merged = [(other, along) for other, along in merged if not along & axes]
                 for other in meets:
                     layer = self._meet(layer, other)
-                merged.append(layer)
-        result = []
-        for layer in filter(varies, merged):
-            fixed = set()
-            for layers, shape in operands:
-                known = {axis for own in layers for axis in varies(aligned(own, dim))}
-                extents = {axis + dim - len(shape) for axis, size in enumerate(shape) if size > 1}
-                fixed |= extents - known
-            layer = self.tie(self.find(layer), fixed, reason)
-            result.append(layer)
-        return result
+                merged.append((layer, varies(layer)))
+            fixed |= {axis + dim - len(shape) for axis, size in enumerate(shape) if size > 1} - known
+        return [self.tie(self.settle(layer), fixed, reason) for layer, axes in merged if axes]
 
     def _meet(self, first: Tensor, second: Tensor) -> Tensor:
         """One layer for two that tell channels apart along a common axis."""
@@ -166,4 +174,4 @@ class Classes:
             self.freeze(first, reason)
             return self.tie(second, varies(first), reason)
         self.union(first, second)
-        return shrink(self.find(torch.broadcast_tensors(first, second)[0]))
+        return self.settle(first if first.shape == second.shape else torch.broadcast_tensors(first, second)[0])

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compresslab.pruning.dependency import find_dependencies
+from compresslab.pruning.dependency import find_dependencies, untried_dependencies
 from compresslab.pruning.groups import Group
 from compresslab.pruning.running import named_tensors
 from compresslab.pruning.surgery import cut
+from compresslab.pruning.unit_norms import UnitNorms
 from compresslab.pruning.unit_scores import Scores, score_units, why_not
 
 __all__ = ["Plan"]
@@ -25,7 +26,7 @@ class Plan:
 
     def __init__(
         self, model: nn.Module, example_inputs: Any, scores: Any, ignore: Collection[str | type], round_to: int,
-        scope: str, minimum: int, through_norms: bool,
+        scope: str, minimum: int, through_norms: bool, *, tried: bool = True,
     ) -> None:  # fmt: skip
         for name, value in (("round_to", round_to), ("minimum", minimum)):
             if not isinstance(value, int) or value < 1:
@@ -37,9 +38,11 @@ class Plan:
         for name, tensor in self.tensors.items():
             if tensor.is_meta:
                 raise ValueError(f"{name} is on the meta device and has no values to rank; load the weights first")
-            if tensor.is_floating_point() and not tensor.isfinite().all():
+            # A sum is finite only if all values are, but may overflow.
+            if tensor.is_floating_point() and not tensor.detach().sum().isfinite() and not tensor.isfinite().all():
                 raise ValueError(f"{name} holds a value that is not finite; mend the weights before pruning")
-        found = find_dependencies(model, example_inputs, through_norms=through_norms)
+        find = find_dependencies if tried else untried_dependencies
+        found = find(model, example_inputs, through_norms=through_norms)
         groups, unprunable = dict(found.groups), dict(found.unprunable)
         for item in ignore:
             names = [n for n, m in model.named_modules() if isinstance(item, type) and isinstance(m, item)]
@@ -50,12 +53,14 @@ class Plan:
         self.found = replace(found, groups=groups, unprunable=unprunable)
         if not groups:
             raise ValueError(f"nothing can be pruned, because {why_not(unprunable) or 'no layer feeds another'}")
-        self.scope, self._scores = scope, {}
+        self.scope, self._scores, self._norms = scope, {}, UnitNorms(self.tensors)
         self.given = self._named(scores(model) if callable(scores) else scores)
 
     def scores(self, name: str) -> Tensor:
         if name not in self._scores:
-            self._scores[name] = score_units(self.found.groups[name], self.tensors, self.given)
+            group = self.found.groups[name]
+            given = self.given
+            self._scores[name] = self._norms(group) if given is None else score_units(group, self.tensors, given)
         return self._scores[name]
 
     @functools.cached_property

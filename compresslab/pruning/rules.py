@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from compresslab.pruning.labels import FIXED, Operand, aligned, shrink, varies
 
@@ -224,7 +223,16 @@ def along(vector: Tensor, axis: int, dim: int) -> Tensor:
 
 
 def tensors(*values: Any) -> list[Tensor]:
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    """All tensors in arguments or results, within tuples, lists and dicts."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += tensors(*value)
+        elif isinstance(value, dict):
+            found += tensors(*value.values())
+    return found
 
 
 def axes_of(value: int | Sequence[int] | None, dim: int) -> set[int]:
@@ -325,6 +333,22 @@ def matmul(trace: Trace, a: Arguments, out: Tensor) -> None:
     second = a.get("mat2", a.get("other", a.get("batch2")))
     first = a.get("mat1", a.get("batch1", a["self"]))
     trace.put(out, matrix_product(trace, first, second, *([] if first is a["self"] else [a["self"]])))
+
+
+@rule("_grouped_mm")
+def grouped_product(trace: Trace, a: Arguments, out: Tensor) -> None:
+    """Rows (S, K), each times the matrix of its expert out of (E, K, N)."""
+    x, weight = a["self"], a["mat2"]
+    if x.dim() != 2 or weight.dim() != 3 or trace.live(weight):
+        trace.put(out, trace.give_up(tensors(a)))
+        return
+    for layer in trace.of(weight):
+        if 0 in varies(layer):
+            trace.freeze(layer, "experts are told apart by number")
+    matrix = [layer[0] for layer in trace.of(weight) if 0 not in varies(layer)]
+    trace.produce(weight, trace.of(weight), 2)
+    second = flip((matrix, weight.shape[1:]))
+    trace.put(out, products(trace, spread(operand(trace, x), -2), spread(second, -3), live=False))
 
 
 @rule("linear")
@@ -505,7 +529,7 @@ def moved(trace: Trace, x: Operand, change: Callable[[Tensor], Any], out: Any) -
     results = tensors(out)
     found: list[list[Tensor]] = [[] for _ in results]
     for layer in x[0]:
-        for place, labels in enumerate(tensors(change(layer.expand(x[1]).contiguous()))):
+        for place, labels in enumerate(tensors(change(layer.expand(x[1])))):
             labels = shrink(labels)
             if len(varies(labels)) > len(varies(layer)):
                 trace.grids.append(labels)
@@ -518,9 +542,8 @@ def moved(trace: Trace, x: Operand, change: Callable[[Tensor], Any], out: Any) -
 def gated(trace: Trace, a: Arguments, out: Tensor) -> None:
     """One half times the sigmoid of the other."""
     halves = [layer.expand(a["self"].shape).chunk(2, a["dim"]) for layer in trace.of(a["self"])]
-    trace.put(
-        out, trace.join([([first for first, _ in halves], out.shape), ([second for _, second in halves], out.shape)])
-    )
+    parts = [([shrink(part) for part in side], out.shape) for side in zip(*halves, strict=True)]
+    trace.put(out, trace.join(parts))
 
 
 @rule("index", "index_select", "gather", "take_along_dim", "pixel_shuffle", "pixel_unshuffle")
@@ -611,13 +634,13 @@ def windows(trace: Trace, a: Arguments, out: Any) -> None:
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(trace: Trace, a: Arguments, out: tuple[Tensor, ...]) -> None:
     """A unit of the hidden state is a row of each gate, and a column of the weights that read the state."""
-    batched = isinstance(a.get("params"), (list, tuple)) and "batch_first" in a
-    if not batched or a["bidirectional"]:
+    if not isinstance(a.get("params"), (list, tuple)) or "batch_first" not in a:
         for result in tensors(out):
             trace.put(result, trace.give_up(tensors(a)))
         return
-    x, per_layer = operand(trace, a["input"]), len(a["params"]) // a["num_layers"]
-    hidden, state = out[0].shape[-1], None
+    directions = 1 + a["bidirectional"]
+    x, per_layer = operand(trace, a["input"]), len(a["params"]) // (a["num_layers"] * directions)
+    hidden, state = out[0].shape[-1] // directions, None
     for start in range(0, len(a["params"]), per_layer):
         into, own, *biases = a["params"][start : start + per_layer]
         if own.shape[1] != hidden or len(biases) not in (0, 2):
@@ -633,11 +656,13 @@ def recurrent(trace: Trace, a: Arguments, out: tuple[Tensor, ...]) -> None:
         into_columns = ([layer for layer in trace.of(into) if varies(layer) == {1}], (1, into.shape[1]))
         products(trace, spread(x, -2), into_columns, live=False)
         if state is not None:
-            trace.classes.union(columns[0], state)  # all of its layers have the same size
+            trace.classes.union(columns[0], state)  # all of its layers and both directions have the same size
         state = columns[0]
         for row in rows:  # (gates * hidden,)
             trace.classes.union(row.view(-1, hidden), state)
-        x = ([along(trace.classes.find(state), len(x[1]) - 1, len(x[1]))], (*x[1][:-1], hidden))
+        if start // per_layer % directions == directions - 1:  # the next layer reads both directions, side by side
+            both = trace.classes.find(state).repeat(directions)
+            x = ([along(both, len(x[1]) - 1, len(x[1]))], (*x[1][:-1], directions * hidden))
     trace.put(out[0], x[0])
-    for state in out[1:]:
-        trace.put(state, [aligned(x[0][0].flatten(), state.dim())])
+    for last in out[1:]:
+        trace.put(last, [aligned(trace.classes.find(state), last.dim())])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["call", "named_tensors", "shadow", "tensors_in"]
+__all__ = ["call", "named_tensors", "tensors_in"]
 
 
 def call(model: nn.Module, example_inputs: Any) -> Any:
@@ -32,12 +31,6 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-
-
-def shadow(model: nn.Module, *, training: bool = False) -> nn.Module:
-    """A copy that shares the parameters and owns its buffers and flags: it can be run, and the model is left alone."""
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    return copy.deepcopy(model, shared).train(training)
 
 
 def tensors_in(value: Any) -> list[Tensor]:

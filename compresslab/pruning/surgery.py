@@ -6,12 +6,14 @@ new weights; a layer of another library with the usual names for its numbers is 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from compresslab.pruning.copying import copied, shadow
+from compresslab.pruning.running import named_tensors
 
 __all__ = ["Kept", "SlimAttention", "cut"]
 
@@ -25,28 +27,26 @@ SIZES = {
 }
 
 
-def cut(model: nn.Module, kept: Kept) -> nn.Module:
+def cut(model: nn.Module, kept: Kept, *, values: bool = True) -> nn.Module:
     """A new model whose tensors hold only what is kept.
 
     Args:
         model: is left as it is.
         kept: indices that stay, by name and axis; other tensors are copied whole.
+        values: False for a model to be run for its sizes: matrices and kernels that were cut are zeros that take no
+            memory, and other parameters have those of the given model.
 
     Example:
         >>> layer = nn.Linear(2, 3)
         >>> cut(layer, {"weight": {0: torch.tensor([0, 2])}, "bias": {0: torch.tensor([0, 2])}})
         Linear(in_features=2, out_features=2, bias=True)
     """
-    smaller: dict[int, object] = {}
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    for name, tensor in tensors.items():
+    smaller: dict[int, Tensor] = {}
+    for name, tensor in named_tensors(model).items():
         if name in kept and id(tensor) not in smaller:
-            part = tensor.detach()
-            for axis, indices in kept[name].items():
-                part = part.index_select(axis, indices.to(part.device))
-            part = part.clone()
-            smaller[id(tensor)] = nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
-    result = copy.deepcopy(model, smaller)  # what is in the memo is taken from there, under every name it has
+            smaller[id(tensor)] = _part(tensor, kept[name], values or tensor.dim() < 2)
+    # What is in the memo is taken from there, under every name it has.
+    result = copied(model, smaller) if values else shadow(model, smaller)
     before = dict(model.named_modules())
     for name, module in result.named_modules():
         own = {local: kept.get(f"{name}.{local}".removeprefix("."), {}) for local, _ in _own(module)}
@@ -58,6 +58,16 @@ def cut(model: nn.Module, kept: Kept) -> nn.Module:
         if hasattr(module, "num_heads") and hasattr(module, "head_dim") and hasattr(module, "q_proj"):
             module.num_heads = module.q_proj.weight.shape[0] // module.head_dim
     return result
+
+
+def _part(tensor: Tensor, kept: Mapping[int, Tensor], values: bool) -> Tensor:
+    part = tensor.detach()
+    if values or not part.is_floating_point():
+        for axis, indices in kept.items():
+            part = part.index_select(axis, indices.to(part.device))
+    else:
+        part = part.new_zeros(()).expand([len(kept.get(axis, range(size))) for axis, size in enumerate(part.shape)])
+    return nn.Parameter(part, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
 
 
 def _own(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from compresslab.pruning.groups import Dependencies
 from compresslab.pruning.labels import FIXED, Classes, shrink, varies
 from compresslab.pruning.running import named_tensors
-from compresslab.pruning.surgery import cut
-from compresslab.pruning.trace import Trace
+from compresslab.pruning.surgery import Kept, cut
+from compresslab.pruning.trace import NeedsValues, Trace
 
 __all__ = ["find_conflicts"]
 
@@ -45,29 +45,21 @@ def find_conflicts(
                for axis, v in enumerate(vectors)]
         for name, vectors in found.labels.items()
     }  # fmt: skip
-    count = 1 + max(int(v.max()) for vectors in found.labels.values() for v in vectors if v is not None)
-    owner, (gone, alone) = [""] * count, torch.zeros(2, count, dtype=torch.bool)
-    for name in removed:
-        group = found.groups[name]
-        for (tensor, axis), (unit, index) in group.members.items():
-            labels_here = found.labels[tensor][axis][index]
-            gone[labels_here[torch.isin(unit, removed[name])]] = True
-            alone[labels_here] = len(removed[name]) == group.units - 1
-            for label in labels_here.unique().tolist() if len(removed[name]) else ():
-                owner[label] = name
-    classes, small = Classes(count), cut(model, kept)
-    trace = Trace([(t, labels[n]) for n, t in named_tensors(small).items()], classes, through_norms=found.through_norms)
+    owner, (gone, alone) = torch.zeros(found.count, dtype=torch.int64), torch.zeros(2, found.count, dtype=torch.bool)
+    names = [name for name, units in removed.items() if len(units)]
+    for place, name in enumerate(names):
+        own = found.groups[name].classes
+        gone[own[removed[name]]] = True
+        alone[own] = len(removed[name]) == len(own) - 1
+        owner[own] = place + 1
     blamed: dict[str, str] = {}
 
     def blame(touched: Iterable[Tensor], reason: str) -> None:
-        for label in {label for layer in touched for label in layer.unique().tolist()}:
-            if owner[label]:
-                blamed.setdefault(owner[label], reason)
+        for place in {place for layer in touched for place in owner[layer].unique().tolist()} - {0}:
+            blamed.setdefault(names[place - 1], reason)
 
-    try:
-        with torch.random.fork_rng(devices=[]):
-            trace.run(small.eval(), example_inputs)
-    except Exception as error:
+    trace, error = _run(model, found, kept, labels, Classes(found.count), example_inputs)
+    if error is not None:
         # Blame what the operation that failed was given, or, where nothing was told apart any more, the groups that are
         # down to one unit, or else the last operation that saw channels of a group that lost some.
         reason = f"the model's code does not follow: {type(error).__name__}: {error}".splitlines()[0]
@@ -79,8 +71,8 @@ def find_conflicts(
                 blame(touched, reason)
             if blamed:
                 return blamed
-        raise
-    for touched in classes.clashes:
+        raise error
+    for touched in trace.classes.clashes:
         blame([touched], MIXED)
     for before, after in zip(found.steps, trace.steps, strict=False):
         if before.name != after.name:
@@ -92,6 +84,26 @@ def find_conflicts(
     return blamed
 
 
+def _run(
+    model: nn.Module, found: Dependencies, kept: Kept, labels: Mapping[str, Any], classes: Classes, example_inputs: Any
+) -> tuple[Trace, Exception | None]:
+    """The smaller model's trace, and the error that ended it: without values first, and with them if they are needed."""
+    for hollow in (True, False):
+        small = cut(model, kept, values=not hollow).eval()
+        pairs = [(tensor, labels[name]) for name, tensor in named_tensors(small).items()]
+        trace = Trace(pairs, classes, through_norms=found.through_norms, hollow=hollow)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                trace.run(small, example_inputs)
+        except NeedsValues:
+            classes = Classes(len(classes.parent))
+        except Exception as error:
+            return trace, error
+        else:
+            break
+    return trace, None
+
+
 def _follows(
     shape: torch.Size, layers: list[Tensor], size: torch.Size, own: list[Tensor], gone: Tensor, alone: Tensor
 ) -> bool:
@@ -99,13 +111,20 @@ def _follows(
     expected = list(shape)
     for layer in layers:
         stays = ~gone[layer]
-        for axis in varies(layer):
-            keep = stays.any([a for a in range(layer.dim()) if a != axis]) if layer.dim() > 1 else stays
-            expected[axis] = int(keep.sum())
-            layer = layer.index_select(axis, keep.nonzero().flatten())
+        axes = varies(layer)
+        for axis in axes:
+            keep = stays.flatten() if len(axes) == 1 else stays.any([a for a in range(layer.dim()) if a != axis])
+            left = keep.nonzero().flatten()
+            expected[axis] = len(left)
+            layer = layer.index_select(axis, left)
         layer = shrink(layer)
-        # the only channel that is left of a layer has nothing to be told apart from: it carries no label
-        same = (o.shape == layer.shape and ((o == layer) | (o == FIXED) & alone[layer]).all() for o in own)
-        if varies(layer) and not any(same):
+        if varies(layer) and not any(_same(o, layer, alone) for o in own):
             return False
     return expected == list(size)
+
+
+def _same(own: Tensor, layer: Tensor, alone: Tensor) -> bool:
+    """Equal; but the only channel that is left of a layer has nothing to be told apart from: it carries no label."""
+    if own.shape != layer.shape or torch.equal(own, layer):
+        return own.shape == layer.shape
+    return bool(((own == layer) | (own == FIXED) & alone[layer]).all())

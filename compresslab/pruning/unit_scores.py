@@ -14,19 +14,14 @@ __all__ = ["Scores", "score_units", "why_not"]
 Scores = Mapping[str, Tensor]
 
 
-def score_units(group: Group, tensors: Mapping[str, Tensor], scores: Scores | None) -> Tensor:
+def score_units(group: Group, tensors: Mapping[str, Tensor], scores: Scores) -> Tensor:
     """One score for each unit of a group, in float64."""
     total, known = torch.zeros(group.units, dtype=torch.float64), False
     for (name, axis), (unit, index) in group.members.items():
         tensor = tensors[name]
-        if scores is None:
-            if tensor.dim() < 2:
-                continue
-            score = tensor.detach().double().square()
-        elif name in scores:
-            score = scores[name].detach().double()
-        else:
+        if name not in scores:
             continue
+        score = scores[name].detach().double()
         if score.shape == tensor.shape:
             score = score.movedim(axis, 0).flatten(1).sum(1) if score.dim() > 1 else score
         elif score.shape != tensor.shape[axis : axis + 1] and (name, axis) in group.producers:
@@ -36,10 +31,9 @@ def score_units(group: Group, tensors: Mapping[str, Tensor], scores: Scores | No
             )
         elif (name, axis) not in group.producers:
             continue  # one for each output of the layer says nothing of its inputs
-        part = torch.zeros_like(total).index_add(0, unit, score.cpu()[index])
-        total += part / part.mean().clamp(min=torch.finfo(part.dtype).tiny) if scores is None else part
+        total.index_add_(0, unit, score.cpu()[index])
         known = True
-    if not known and scores is not None:
+    if not known:
         names = ", ".join(dict.fromkeys(name for name, _ in group.members))
         raise ValueError(
             f"no scores for the channels of {group.name}; give them for one of {names}, or ignore the layer"

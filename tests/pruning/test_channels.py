@@ -224,6 +224,21 @@ def test_targets_are_reached_within_one_percent(measure, target):
     assert_same_function(model, pruned, x)
 
 
+def test_a_latency_that_falls_in_steps():
+    """A kernel that works on eight channels at a time: widths count as the next multiple. No unit goes for nothing."""
+    model, x, asked = alive(models.build("vgg", width=48)), noise(1, 1, 32, 32), []
+
+    def seconds(candidate: nn.Module) -> float:
+        asked.append(candidate)
+        layers = [m for m in candidate.modules() if isinstance(m, nn.Conv2d)]
+        return 1e-9 * sum(-(-m.out_channels // 8) * 8 * m.in_channels for m in layers)
+
+    pruned = prune_to(model, x, target=0.5, measure=seconds)
+    assert len(asked) < 16  # of the whole model, the smallest, and halving: a measurement takes time
+    assert 0.49 < seconds(pruned.model) / seconds(model) <= 0.5
+    assert_same_function(model, pruned, x)
+
+
 def test_macs_by_hand():
     """A convolution: 5 * 4 * 4 positions of 3 * 3 * 3; a depthwise one 5 * 4 * 4 * 9; the head 5 * 7; two samples."""
     model = nn.Sequential(

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from compresslab.pruning import rules
+from compresslab.pruning import rules, trace
 from compresslab.pruning.channels import Pruned, prune_channels, remove_units
 from compresslab.pruning.dependency import find_dependencies
 from compresslab.pruning.groups import Dependencies
@@ -206,6 +207,16 @@ CASES = {
         {"a": nn.GRU(5, 6, batch_first=True, bias=False), "b": nn.Linear(6, 4)},
         {"a.weight_ih_l0": 6},
     ),
+    "lstm in both directions, two layers": (
+        lambda m, x: m.b(m.a(x)[0][:, -1]),
+        {"a": nn.LSTM(5, 6, num_layers=2, batch_first=True, bidirectional=True), "b": nn.Linear(12, 4)},
+        {"a.weight_ih_l0": 6},
+    ),
+    "gru in both directions, last states": (
+        lambda m, x: m.b(torch.cat(list(m.a(x)[1]), -1)),
+        {"a": nn.GRU(5, 6, batch_first=True, bidirectional=True), "b": nn.Linear(12, 4)},
+        {"a.weight_ih_l0": 6},
+    ),
     "embedding": (
         lambda m, x: m.b(m.a((x[..., 0] > 0).long())),
         {"a": nn.Embedding(2, 6), "b": nn.Linear(6, 4)},
@@ -250,8 +261,17 @@ def test_what_must_stay_stays_with_its_reason(name):
     found = find_dependencies(model, noise(3, 5))
     assert not found.groups
     assert re.search(reason, found.unprunable["a.weight"])
+    odd_go = {"a": torch.tensor([6.0, 1.0, 5.0, 2.0, 4.0, 3.0])}  # without the last three a cut would be right
     with pytest.raises(ValueError, match=rf"nothing can be pruned, because a.weight: .*({reason})"):
-        prune_channels(model, noise(3, 5))
+        prune_channels(model, noise(3, 5), scores=odd_go)
+
+
+def test_what_is_right_for_some_units_is_judged_by_those():
+    """Rolled by one: without the last unit the first place is another's, without the second it is still the last's."""
+    model, x = Run(lambda m, x: m.b(m.a(x).roll(1, -1)), a=nn.Linear(5, 6), b=nn.Linear(6, 4)), noise(3, 5)
+    prove(model, x, scores={"a": torch.tensor([5.0, 1.0, 2.0, 3.0, 4.0, 6.0])})
+    with pytest.raises(ValueError, match=r"a.weight: the model's code mixes them up"):
+        prune_channels(model, x, scores={"a": torch.arange(6.0, 0.0, -1.0)})
 
 
 @pytest.mark.parametrize("heads", [4, 2])  # of two one is left, which carries no label: the sizes tell
@@ -276,6 +296,84 @@ def test_auxiliary_heads_are_followed_in_training_mode():
     model = Run(forward, stem=nn.Linear(5, 6), head=nn.Linear(6, 4), aux=nn.Linear(6, 3)).eval()
     assert ("aux.weight", 1) in groups(model, noise(3, 5))["stem.weight"][1]
     assert prove(model, noise(3, 5)).model.train()(noise(3, 5))[1].shape == (3, 3)
+
+
+def looks(m, x):
+    """Which layer is next hangs on values, so zeros in their place would take the other way."""
+    size = m.gate(x).abs().max()
+    return (m.b if (size.item() if m.way == "item" else size.tolist()) > 0 else m.c)(m.a(x))
+
+
+@pytest.mark.parametrize("way", ["item", "tolist"])  # the second is no operation
+def test_code_that_looks_at_values_is_followed(way):
+    model = Run(looks, gate=nn.Linear(5, 1, bias=False), a=nn.Linear(5, 6), b=nn.Linear(6, 4), c=nn.Linear(6, 4))
+    model.way = way
+    found = find_dependencies(model, noise(3, 5))
+    assert ("b.weight", 1) in found.groups["a.weight"].members
+    assert found.unprunable["c.weight"] == "it is not used on these inputs"
+    prove(model, noise(3, 5))
+
+
+def test_zeros_in_place_of_products_give_the_same_groups(monkeypatch):
+    block = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True)
+    model = Run(
+        lambda m, x: m.head(m.block(m.up(m.conv(x).relu()).flatten(2).mT).mean(1) @ m.matrix),
+        conv=conv(3, 8), up=nn.ConvTranspose2d(8, 12, 2, stride=2), block=block, matrix=nn.Parameter(noise(12, 6)),
+        head=nn.Linear(6, 4),
+    ).eval()  # fmt: skip
+    hollow = find_dependencies(model, noise(*IMAGE))
+    monkeypatch.setattr(trace, "_sized", lambda *_: None)
+    full = find_dependencies(model, noise(*IMAGE))
+    assert len(full.groups) == 4
+    assert hollow.unprunable == full.unprunable
+    for name, group in full.groups.items():
+        assert hollow.groups[name].members.keys() == group.members.keys()
+        assert torch.equal(hollow.groups[name].classes, group.classes)
+
+
+def test_no_arithmetic_of_products_but_their_sizes_are_checked():
+    """A product of a million rows would take minutes; a layer that does not fit is refused as ever."""
+    wide = nn.Sequential(nn.Linear(2, 3000), nn.ReLU(), nn.Linear(3000, 3000), nn.ReLU(), nn.Linear(3000, 2))
+    with FlopCounterMode(display=False) as counter:
+        find_dependencies(wide, noise(500, 2))
+    assert counter.get_total_flops() < 1e-3 * 2 * 500 * 3000 * 3000
+    for layer, x in ((nn.Linear(5, 6), noise(3, 4)), (conv(4, 6), noise(*IMAGE)), (nn.Conv1d(3, 4, 9), noise(1, 3, 8))):
+        with pytest.raises(ValueError, match="the model cannot be run on example_inputs"):
+            find_dependencies(layer, x)
+
+
+def test_nothing_is_left_on_the_model_or_its_inputs():
+    model, x = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 4)), noise(3, 5)
+    find_dependencies(model, x)
+    for tensor in (x, *model.parameters(), *model.buffers()):
+        assert vars(tensor) == {}
+
+
+def test_experts_of_which_each_token_gets_one():
+    """The matrices that tokens are sent to are weights, however they are picked."""
+
+    def forward(m, x):
+        picked = m.gate(x).argmax(-1)
+        hidden = torch.bmm(m.up[picked], x[..., None]).relu()
+        return m.head(torch.bmm(m.down[picked], hidden)[..., 0])
+
+    parts = {"up": nn.Parameter(noise(4, 6, 5)), "down": nn.Parameter(noise(4, 7, 6, seed=1))}
+    model = Run(forward, gate=nn.Linear(5, 4), head=nn.Linear(7, 3), **parts)
+    found = groups(model, noise(9, 5))
+    assert found["up"] == (6, {("up", 1), ("down", 2)})
+    assert found["down"] == (7, {("down", 1), ("head.weight", 1)})
+    prove(model, noise(9, 5))
+
+
+def test_a_product_of_rows_with_the_matrix_of_their_expert():
+    def forward(m, x):
+        ends = torch.tensor([4, 16], dtype=torch.int32)
+        return m.head(torch._grouped_mm(torch._grouped_mm(x, m.up, offs=ends).relu(), m.down, offs=ends))
+
+    parts = {"up": nn.Parameter(noise(2, 16, 32)), "down": nn.Parameter(noise(2, 32, 16, seed=1))}
+    model, x = Run(forward, head=nn.Linear(16, 3), **parts), noise(16, 16)
+    assert groups(model, x)["up"] == (32, {("up", 2), ("down", 1)})
+    assert_same_function(model, prune_channels(model, x), x, tolerance=1e-5, dtype=torch.float32)
 
 
 def test_unused_parameters_are_named():
@@ -347,7 +445,7 @@ def test_conflicts_name_the_group_that_misses_a_member():
     assert find_conflicts(model, found, removed, noise(*IMAGE)) == {}
     blamed = find_conflicts(model, found_without(found, "bn."), removed, noise(*IMAGE))
     assert list(blamed) == ["a.weight"]
-    with pytest.raises(ValueError, match=r"nothing is left to remove, because .*a.weight"):
+    with pytest.raises(ValueError, match=r"nothing can be pruned, because a.weight"):
         remove_units(model, found_without(found, "bn."), removed, noise(*IMAGE))
 
 
