@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import real_data
 from benchmarks.harness import Row, against_limit, benchmark
 from compresslab import distillation as d
+from compresslab.importance import taylor_channel_scores
 from compresslab.measure import accuracy, predict, use_threads
 from compresslab.pruning import prune_to
 from compresslab.workbench import checkpoints, data, models
@@ -41,8 +43,9 @@ def distillation_tenth() -> Iterator[Row]:
     def drawn(seed: int) -> nn.Module:
         return models.build("resnet", width=7, depth=1, stride=2, generator=torch.Generator().manual_seed(seed))
 
-    cut = prune_to(teacher, splits.val.inputs(slice(1)), target=0.1, measure=parameters)
-    taught = d.Distillation(teacher, soft_weight=0.9, temperature=4.0)
+    scores = taylor_channel_scores(teacher, list(splits.train.take(512).batches(64)), F.cross_entropy)
+    cut = prune_to(teacher, splits.val.inputs(slice(1)), target=0.1, measure=parameters, scores=scores)
+    taught = d.Distillation(teacher, soft_weight=0.5, temperature=2.0)
     options = {"epochs": EPOCHS, "batch_size": 64, "lr": 1e-2, "augment": jitter}
     ways: dict[str, tuple[Callable[[int], nn.Module], d.Distillation | None]] = {
         "drawn at random, alone": (drawn, None),
