@@ -5,11 +5,13 @@
 #   make bench    compare with peers, write the table      make book     the course as a web site in build/book
 #   make lock     renew constraints.txt
 #   make clean    remove the environment
-# Variables: PYTHON (interpreter for the environment), EXTRAS, PIP_ARGS (for pip install), LAB_ARGS (for jupyter lab).
+# Variables: PYTHON (interpreter for the environment), EXTRAS, PIP_ARGS (for pip install), LAB_ARGS (for jupyter lab), JOBS.
 
 PYTHON ?= python3
 EXTRAS ?= lab,export,hf,book,dev
 PIP_ARGS ?=
+# Files that are tested at the same time, each with one thread; a notebook is one file.
+JOBS ?= 2
 # Jupyter refuses to run as root, which is who one is in a container.
 LAB_ARGS ?= $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 VENV := .venv
@@ -50,7 +52,7 @@ lint: $(STAMP)
 
 test: lint
 	@echo "pytest: unit tests, then every notebook, cell by cell, against its committed outputs"
-	@$(RUN) -m pytest
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 course: $(STAMP)
 	@$(RUN) -m compresslab.cli course
