@@ -17,11 +17,11 @@ from compresslab.export.program import as_inputs, export_program, quiet
 from compresslab.export.qdq import with_integers
 from compresslab.export.runtimes import Artifact, Available, available, export
 from compresslab.export.sessions import OnnxModule, bind_tensors, open_session
-from compresslab.export.targets import TARGETS
+from compresslab.export.targets import TARGETS, open_openvino
 from compresslab.export.to_onnx import export_onnx
 
 __all__ = [
     "TARGETS", "Artifact", "Available", "OnnxModule", "OperatorTime", "Parity", "as_inputs", "available", "bind_tensors", "check_file",
-    "check_parity", "count_operators", "export", "export_onnx", "export_program", "narrow_levels", "open_session",
+    "check_parity", "count_operators", "export", "export_onnx", "export_program", "narrow_levels", "open_openvino", "open_session",
     "profile_operators", "quantize_onnx_dynamic", "quantize_onnx_static", "quiet", "store_in_bfloat16", "whole_file", "with_integers",
 ]  # fmt: skip

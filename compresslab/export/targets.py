@@ -8,6 +8,7 @@ so quantized layers arrive as integers; ExecuTorch and LiteRT read the torch pro
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from compresslab.export.program import export_program, quiet
 from compresslab.export.sessions import OnnxModule
 from compresslab.export.to_onnx import export_onnx
 
-__all__ = ["TARGETS", "Run", "Target"]
+__all__ = ["TARGETS", "Run", "Target", "open_openvino"]
 
 Run = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -72,10 +73,15 @@ def _save_openvino(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, dyn
     source.unlink()
 
 
-def _load_openvino(path: Path, threads: int) -> Run:
+def open_openvino(path: str | os.PathLike, threads: int = 1) -> Run:
+    """An .xml or .onnx file in OpenVINO, in 32-bit floats where it has floats, as a function of tensors.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
     openvino = _openvino()
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    return _with_numpy(openvino.Core().compile_model(path, "CPU", options), lambda found: list(found.values()))
+    return _with_numpy(openvino.Core().compile_model(Path(path), "CPU", options), lambda found: list(found.values()))
 
 
 def _save_executorch(model: nn.Module, inputs: tuple[Tensor, ...], path: Path, dynamic: bool) -> None:
@@ -135,7 +141,7 @@ EDGE = 'pip install "compresslab[edge]"'
 TARGETS: dict[str, Target] = {
     "torch.export": Target("torch", ".pt2", "", _save_program, _load_program, ("torch.set_num_threads sets threads",)),
     "onnxruntime": Target("onnxruntime", ".onnx", 'pip install "compresslab[export]"', _save_onnx, _load_onnx),
-    "openvino": Target("openvino", ".xml", EDGE, _save_openvino, _load_openvino, ("INFERENCE_PRECISION_HINT=f32",)),
+    "openvino": Target("openvino", ".xml", EDGE, _save_openvino, open_openvino, ("INFERENCE_PRECISION_HINT=f32",)),
     "executorch": Target("executorch", ".pte", EDGE, _save_executorch, _load_executorch, ("XNNPACK", "fixed batch")),
     "litert": Target(
         "litert_torch", ".tflite", "pip install litert-torch", _save_litert, _load_litert, ("fixed batch",)

@@ -116,7 +116,7 @@ def pgd(
         inputs: (N, ...) floats within ``low`` and ``high``.
         labels: (N,) int64.
         epsilon: the most that an entry may change; a tensor is broadcast.
-        steps: at least 1. The step size lets each entry cross the whole allowed range (Madry, appendix).
+        steps: at least 1. The step size lets each entry cross the whole allowed range, from any start.
         low: the least that an entry may be.
         high: the most.
         generator: draws the start, uniform within epsilon; None starts from seed 0.

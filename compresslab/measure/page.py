@@ -16,10 +16,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 __all__ = ["software", "write_page"]
@@ -70,7 +70,7 @@ def software() -> dict[str, str]:
 def _html(part: str | pd.DataFrame | Mapping[str, str] | tuple[Figure, str]) -> str:
     if isinstance(part, str):
         return f"<h2>{escape(part[2:])}</h2>" if part.startswith("# ") else f"<p>{escape(part)}</p>"
-    if isinstance(part, pd.DataFrame):
+    if hasattr(part, "itertuples"):
         return _table(part)
     if isinstance(part, Mapping):
         lines = (f"<dt>{escape(str(key))}</dt><dd>{escape(str(value))}</dd>" for key, value in part.items())

@@ -7,13 +7,14 @@ mean of d is m cannot object to a fair bet on it: capital, at first 1, is multip
 
     1 + lambda (d - m),        lambda drawn beforehand between 0 and 1 / (1 + m)
 
-for each sample. If m (or less) is true, its expectation never grows, so it *ever* reaches 1 / alpha with a chance of at
-most alpha (Ville). The means m at which nobody could have become rich are a confidence sequence: valid at all times at
-once, for any mean, with no assumption that the traffic stays the same. Bets at many lambdas are averaged.
+for each sample. If m (or less) is the mean, whatever came before, its expectation never grows, so it *ever* reaches
+1 / alpha with a chance of at most alpha (Ville). The means m at which nobody could have become rich are a confidence
+sequence: valid at all times at once, for any distribution of that mean. Bets at many lambdas are averaged.
 
     Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2020,
-    https://arxiv.org/abs/2010.09686, equation 22 and section 4
-    Johari, Koomen, Pekelis and Walsh, "Peeking at A/B tests", 2017 (always-valid p-values)
+    https://arxiv.org/abs/2010.09686, section 4
+    Johari, Koomen, Pekelis and Walsh, "Peeking at A/B tests: why it matters, and what to do about it", 2017,
+    https://doi.org/10.1145/3097983.3097992 (always-valid p-values)
     Ville, "Etude critique de la notion de collectif", 1939 (the inequality)
 """
 

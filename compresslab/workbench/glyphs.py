@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["CHARACTERS", "Glyphs", "font_path", "fonts", "render", "versions"]
+__all__ = ["CHARACTERS", "Glyphs", "font_path", "fonts", "render", "versions", "warp"]
 
 RENDERER = 1  # counted up whenever the same arguments give other images
 
@@ -86,7 +86,7 @@ def render(
     images = torch.empty(count, 1, size, size, dtype=torch.uint8)
     for start in range(0, count, _BATCH):
         batch = slice(start, start + _BATCH)
-        images[batch] = _warp(drawings[picks[batch]], size, generator)
+        images[batch] = warp(drawings[picks[batch]], size, generator)
     return Glyphs(images, picks % len(characters), picks // len(characters))
 
 
@@ -161,7 +161,7 @@ def _draw(characters: str, fonts: tuple[str, ...], side: int) -> Tensor:
     return torch.from_numpy(drawings)
 
 
-def _warp(drawings: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def warp(drawings: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Turn, shear, scale and shift each drawing at random, give it a contrast and noise: (N, 1, size, size) uint8."""
 
     def uniform(low: float, high: float) -> Tensor:

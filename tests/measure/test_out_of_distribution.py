@@ -36,6 +36,7 @@ def test_threshold_by_hand():
     assert detect(known, torch.tensor([0.0, 1.0, 5.0])).threshold == 1
     assert detect(known, torch.tensor([0.0, 1.0, 5.0])).fpr == pytest.approx(2 / 3)
     assert detect(known, torch.tensor([0.0]), recall=1.0).threshold == 0
+    assert detect(known, torch.tensor([0.9995])).fpr == 0
 
 
 def test_scores_by_hand():
@@ -105,6 +106,14 @@ def test_ece_by_hand():
     assert calibration_error(predictions, bins=2, equal_mass=True).ece == pytest.approx(0.15)
     assert calibration_error(predictions, bins=4, equal_mass=True).ece == pytest.approx(0.55)
     assert calibration_error(predictions).overconfidence == pytest.approx(0.65 - 0.5)
+
+
+def test_bins_end_where_they_should():
+    """Confidences 0.4, right, and 0.9, wrong, in two bins: (0.6 + 0.9) / 2. And 0.5 belongs to the bin that it ends."""
+    share = torch.tensor([[0.4, 0.3, 0.3], [0.9, 0.05, 0.05]])
+    assert calibration_error(Predictions(share.log(), torch.tensor([0, 1])), bins=2).ece == pytest.approx(0.75)
+    edge = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    assert calibration_error(Predictions(edge, torch.tensor([0, 1])), bins=2).count.tolist() == [1, 1]
 
 
 def test_labels_drawn_from_the_softmax_are_calibrated_and_sharper_logits_are_not():

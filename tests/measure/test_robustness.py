@@ -141,6 +141,9 @@ def test_corruptions_by_hand():
     dots = corrupt(torch.full((4, 3, 100, 100), 0.5), "dots", 3)
     assert (dots != 0.5).float().mean().item() == pytest.approx(0.06, abs=0.005)
     assert torch.equal(dots[:, 0], dots[:, 2])  # a pixel in all its colours
+    assert (dots == 0).float().mean().item() == pytest.approx(0.03, abs=0.004)  # as many black as white
+    black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+    assert corrupt(black, "brightness", 1).flatten().tolist() == [26] * 4  # 0.1 * 255 = 25.5, rounded and not cut
     grey = corrupt(torch.full((4, 1, 100, 100), 0.5), "noise", 1)
     assert grey.std().item() == pytest.approx(0.04, rel=0.02) and grey.mean().item() == pytest.approx(0.5, abs=0.001)
 

@@ -100,6 +100,15 @@ def test_the_rule_rolls_back_what_is_worse_and_promotes_what_is_not():
     assert always_valid_p(reference, candidate, margin=0.01)[bad.samples - 2] > 0.05
 
 
+def test_the_first_clear_answer_counts():
+    """60 requests lost, then 3,000 won: bad first, good later. By then it had been rolled back."""
+    candidate = torch.tensor([False] * 60 + [True] * 3000)
+    verdict = judge_shadow(~candidate, candidate)
+    assert verdict.decision == "roll back" and verdict.samples < 60 and verdict.won == 0
+    assert always_valid_p(~candidate, candidate, margin=0.01, worse=False)[-1] < 0.05
+    assert judge_shadow(candidate, ~candidate).decision == "promote"
+
+
 def test_a_stricter_alpha_waits_longer():
     pair = stream(4000, 0.01, 0.06, 1)
     assert judge_shadow(*pair, alpha=0.001).samples > judge_shadow(*pair, alpha=0.1).samples
