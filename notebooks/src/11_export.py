@@ -414,12 +414,12 @@ assert summary.loc["INT8", "agreement"] > summary.loc["INT4", "agreement"] > 0.9
 assert summary.loc["taught INT8", "accuracy"] > summary.loc["half INT8", "accuracy"] > 0.78
 reveal(guess_changed, 1000 * (1 - summary.loc["INT4", "agreement"]), what="answers changed of 1,000 at 4 bits")
 
-# %%
+# %% tags=["slide"]
 ax = measure.plot_comparison(summary, "accuracy")
 ax.set(title="The files that travel")
 show(ax, alt="Accuracy over bytes: FP16 halves the file, INT8 takes a third, half INT8 a sixth with some points less")
 
-# %% tags=["headline"]
+# %% tags=["headline", "slide"]
 print(
     f"FP32 ≈ {summary.loc['FP32', 'size_bytes']:,} bytes ≈ {100 * summary.loc['FP32', 'accuracy']:.1f} %; "
     f"INT8, every convolution integer, ≈ {summary.loc['INT8', 'size_bytes']:,} bytes ≈ "
@@ -494,7 +494,7 @@ print(f"{'':<12}" + "".join(f"{name:>14}" for name in by_kind))
 for kind, row in by_kind.iterrows():
     print(f"{kind:<12}" + "".join(f"      ≈ {value:4.1f} %" for value in row))
 
-# %%
+# %% tags=["slide"]
 fig, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
 for ax, kind in zip(axes, ("blur", "noise", "contrast"), strict=True):
     for name, style in zip(shipped, ("ko-", "s--", "^:", "D-."), strict=True):
@@ -668,7 +668,7 @@ for name in ("INT8", "INT4", "taught INT8"):
 assert {verdicts[name, 0].decision for name in ("INT8", "INT4")} == {"promote"}
 assert {verdicts["taught INT8", seed].decision for seed in range(3)} == {"roll back"}
 
-# %%
+# %% tags=["slide"]
 after = measure.paired_bootstrap(answers["FP32"].correct.double(), answers["taught INT8"].correct.double())
 print(f"all 4,000 at once, bootstrap: taught INT8 ≈ {100 * after.difference.value:+.1f} points")
 old, new = answers["FP32"].correct, answers["taught INT8"].correct
