@@ -86,7 +86,7 @@ def test_models_for_images(name, images, tmp_path):
     assert check_parity(model, found, images).largest < 1e-5
 
 
-@pytest.mark.parametrize("name", ["gpt", "lstm"])
+@pytest.mark.parametrize("name", ["gpt", "lstm", "moe_gpt"])
 def test_language_models(name, tmp_path):
     """At other lengths than the example's too; the LSTM's length is what it was exported with."""
     model, tokens = checkpoints.load(name), torch.arange(64).reshape(2, 32) % 60
