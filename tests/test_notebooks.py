@@ -20,7 +20,17 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 LONGEST_CELL = 12
-ALLOWED_TAGS = {"exercise", "solution", "headline", "trap", "raises-exception", "nbval-ignore-output", "quiz", "setup", "slide"}
+ALLOWED_TAGS = {
+    "exercise",
+    "solution",
+    "headline",
+    "trap",
+    "raises-exception",
+    "nbval-ignore-output",
+    "quiz",
+    "setup",
+    "slide",
+}
 SKIPS = ("nbval-skip", "skip-execution", "NBVAL_SKIP")
 THOUSANDS_OF_WORDS = (1500, 4000)
 MACHINE_PLACES = ("site-packages", str(ROOT), "/tmp/", "/home/")
