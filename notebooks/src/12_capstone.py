@@ -1,0 +1,688 @@
+# %% [markdown]
+# # 12 Capstone: how far can one model go with everything at once?
+#
+# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** about three minutes, without a network or a GPU.
+#
+# **Before you start** you should have done lessons 02, 03, 06, 08 and 11: grids, training with rounding, channels, teachers, integer graphs. The files are those of lesson 09.
+#
+# **Afterwards you can**
+# - turn a customer's sentence into a budget, and a budget into a plan, before anything runs;
+# - run a pipeline that measures after every step, stores, resumes, and undoes what costs too much;
+# - say which step gave what, whether the order matters, and which of forty candidates are worth a discussion;
+# - hand over a report, and know where to look when it goes wrong.
+#
+# Eleven lessons made networks smaller in one way each. Here all of them work on the same one, for somebody who only sees the sum.
+
+# %% tags=["setup"]
+import itertools
+import lzma
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+from torch.nn.utils import parametrize
+
+from compresslab import distillation as d
+from compresslab import export as e
+from compresslab import factorization as f
+from compresslab import measure
+from compresslab import pruning as p
+from compresslab import quantization as q
+from compresslab.course import check, quiz, reveal, show, start
+from compresslab.course.advisor import advise, advisor
+from compresslab.course.calculator import calculate, calculator
+from compresslab.measure.page import software
+from compresslab.workbench import checkpoints, data, models
+from compresslab.workbench.pipeline import Step, run_steps
+from compresslab.workbench.sweeps import sweep
+from compresslab.workbench.train import fit, jitter
+
+start(threads=1)
+
+# %% [markdown]
+# ## Three guesses, before anything is measured
+
+# %%
+guess_smaller = None  # how many times smaller is the file in the end, with at most 1 point lost on validation?
+guess_order = None  # points: the best of the six orders of pruning, distilling and rounding, less the worst?
+guess_front = None  # of 40 candidates, how many does no other one beat in both bytes and accuracy?
+
+# %% [markdown]
+# ## 1. The order
+#
+# *"It reads letters from a camera, on one core. Today's file is too large for our update channel: 20 times smaller, please. It should answer 32 pictures in a fifth of the time. And nobody may notice: one point of accuracy at most."*
+#
+# Three numbers: bytes, milliseconds, points. Each needs a rule for how it is measured, written down **now**: bytes of the file that is sent; the time for 32 images in ONNX Runtime on one thread, in turns with the original (the 10th percentile: on a computer that does other things as well, the median measures those, too); points on the test split, which stays closed until the end. All choices are made on validation.
+
+# %%
+DATA = "glyphs"  # or "cifar10": nothing else has to be changed
+BUDGET = {"smaller": 20, "faster": 5, "points": 1.0}
+splits = data.load(DATA)
+if DATA == "glyphs":
+    network = checkpoints.load("resnet")
+else:  # no trained one in the course: make it
+    fresh = models.build("resnet", in_channels=splits.input_shape[0], classes=splits.num_classes, stride=2)
+    network = fit(fresh, splits.train, epochs=20, augment=jitter).model
+images, pair = splits.val.inputs(), splits.val.take(2).inputs()
+holds = lambda claim: claim or DATA != "glyphs"  # noqa: E731 (what we claim, we measured on glyphs)
+
+# %% [markdown]
+# What does the course advise? Each line has the measured evidence of a lesson, and what the technique will not do. Change the menus.
+
+# %%
+advisor(**{name: BUDGET[name] for name in ("smaller", "faster")}, data="all", time="hours", architecture="cnn")
+
+# %%
+found = advise(smaller=BUDGET["smaller"], faster=BUDGET["faster"], data="all", time="hours", architecture="cnn")
+print("by itself within the budget:", [each.technique for each in found if each.reaches] or "nothing")
+assert not any(each.reaches for each in found)
+
+# %% [markdown]
+# No single one. So: combine, structure first, then training, then bits. How much of each? That is arithmetic. 20 times smaller than 32 bits is $32/20 = 1.6$ bits for each weight that there is *now*. If a share $k$ of the weights stays, each may have $1.6/k$ bits:
+
+# %%
+for kept in (1.0, 0.5, 0.4, 0.25):
+    print(f"{kept:.0%} of the weights stay: {32 / BUDGET['smaller'] / kept:.1f} bits for each")
+layer = {"out_features": 64, "in_features": 576, "batch": 512}  # the last convolution: 512 = 32 images of 4 x 4
+for bits, integers in ((32, False), (4, False), (8, True)):
+    cost = calculate(**layer, bits=bits, integer_compute=integers)
+    print(f"{bits:>2} bits: {cost.weight_bytes:,} bytes, at best {1e6 * cost.bound_s:.0f} µs, limited by {cost.limit}")
+
+# %% [markdown]
+# So 4 bits will do once 60 % of the weights are gone. The calculator adds a warning. At 32 images the layer is limited by arithmetic, not by memory: 4-bit weights alone make it no faster, 8-bit *arithmetic* at most 2 times on that device. The rest of the 5 must come from doing less. (The device is one from a data sheet; the widget has others.)
+
+# %%
+calculator(**layer, bits=8, integer_compute=True)
+
+# %% [markdown]
+# ## 2. Where do the bytes and the milliseconds lie?
+#
+# Before cutting anything: who has what? *Look at:* the two columns. Do they tell the same story?
+
+# %%
+folder = Path(tempfile.mkdtemp())
+fp32 = e.OnnxModule(e.export_onnx(network, pair, folder / "FP32.onnx"))
+blocks = {name: getattr(network, name) for name in ("conv1", "layer1", "layer2", "layer3", "linear")}
+counted = measure.count_macs(network, pair[:1]).by_module
+weights, macs = sum(x.numel() for x in network.parameters()), measure.count_macs(network, pair[:1]).total
+for name, part in blocks.items():
+    share = counted[name] / macs
+    print(
+        f"{name:<7} {sum(x.numel() for x in part.parameters()) / weights:4.0%} of the weights, {share:4.0%} of the MACs"
+    )
+
+# %% [markdown]
+# The last stage has the weights. The work is spread evenly, since the picture shrinks as the channels grow. So bytes are won at the end, and milliseconds everywhere.
+#
+# ### Trap: every layer in 8 bits
+#
+# The network in integers, as in lesson 11; and once more with its very first layer left in floats. *Look at:* which is faster.
+
+
+# %% tags=["trap"]
+def integers(model, name, **options):
+    """As a static 8-bit network, and as a session."""
+    made = q.quantize_static(model, splits.train.take(256).batches(64), **options)
+    return made, e.OnnxModule(e.export_onnx(made, pair, folder / f"{name}.onnx"))
+
+
+_, every = integers(network, "every")
+_, stem_in_floats = integers(network, "stem", skip=["conv1"])
+
+# %% tags=["nbval-ignore-output"]
+runs = {"FP32": fp32, "all layers INT8": every, "first layer FP32": stem_in_floats}
+timed = measure.compare_latency(runs, (images[:32],), reference="FP32", rounds=20, min_time_s=0.05)
+for name, one in timed.latency.items():
+    print(f"{name:<16} {1e3 * one.p10_s:.2f} ms, {timed.latency['FP32'].p10_s / one.p10_s:.1f} times as fast")
+
+# %% [markdown]
+# The first layer has one input channel. An integer kernel that wants to multiply rows of bytes finds rows of length nine; the float kernel has a special case for it. So all 8 bits were slower than all but one. Remember lesson 11: count the operators, then *time* them.
+#
+# ## 3. The pipeline
+#
+# A step is a plain function: a model in, a new model out. `run_steps` measures after each, stores what it can, and undoes a step after which a figure lies below its floor. What shall be measured? The three numbers of the budget, the same way for every model:
+
+# %%
+percent = lambda model, split=splits.val: 100 * measure.accuracy(measure.predict(model, split.batches())).value  # noqa: E731
+seen = {}  # latency depends on shapes, not on values: measured once for each kind of network
+
+
+def figures(model):
+    """Bytes of the coded file, milliseconds for 32 images, accuracy in percent."""
+    if str(model) not in seen:
+        run = e.OnnxModule(e.export_onnx(model, pair, folder / f"{len(seen)}.onnx"))
+        timed = measure.compare_latency({"FP32": fp32, "it": run}, (images[:32],), rounds=15, min_time_s=0.05)
+        seen[str(model)] = 1e3 * timed.latency["it"].p10_s
+    coded = f.save_compressed(model.state_dict(), folder / "model.clhuf")
+    return {"bytes": coded.nbytes, "ms": seen[str(model)], "accuracy": percent(model)}
+
+
+# %% [markdown]
+# **Cut.** The second block of stages 2 and 3 goes, and some inner channels of what is left there, in multiples of 16, because the kernels compute 16 at a time. (In a trial, 12 channels took the integer kernel longer than 16.) Least squares makes up for a part (lesson 06).
+
+
+# %%
+def cut(model):
+    for stage in ("layer2", "layer3"):
+        model = p.remove_blocks(model, stage, [1])
+    inner = {"layer2.0.conv1": 0.5, "layer3.0.conv1": 0.25}  # shares that go: 16 of 32 channels stay, and 48 of 64
+    smaller = p.prune_channels(model, pair, ratio=inner, round_to=16)
+    return p.reconstruct(model, smaller, splits.train.take(500).batches(250)).model.eval()
+
+
+# %% [markdown]
+# **Distil.** The original teaches (lesson 08). The teacher runs in ONNX Runtime, where it is several times faster than in PyTorch, and a teacher needs no gradient: lesson 11 pays for itself.
+#
+# **4 bits.** Rounding with training (lesson 03), one scale for each output channel. The result is an ordinary network whose weights lie on grids of 15 levels.
+#
+# **Integers.** The static network of section 2. It finds the same grids again, so it stores the same 4-bit levels.
+
+
+# %%
+def distil(model, count=16_000, epochs=8, lr=1e-2, seed=0):
+    options = {"epochs": epochs, "batch_size": 64, "lr": lr, "weight_decay": 0.0, "augment": jitter, "seed": seed}
+    return fit(model, splits.train.take(count), loss_fn=d.Distillation(fp32), **options).model
+
+
+def with_rounding(model, bits):
+    return q.prepare_qat(
+        model, weight_bits=bits, activation_bits=None, method="ste", first_last_bits=None, fold=False
+    ).model
+
+
+# %%
+def rounded(model):
+    """The rounded weights in place of those beneath: an ordinary network again."""
+    for part in model.modules():
+        if parametrize.is_parametrized(part):
+            parametrize.remove_parametrizations(part, "weight", leave_parametrized=True)
+    return model
+
+
+# %%
+def four_bits(model):
+    return rounded(distil(with_rounding(model, 4), epochs=2, lr=3e-3))
+
+
+def to_integers(model):
+    batches = splits.train.take(256).batches(64)
+    return q.quantize_static(model, batches, weight_bits=4, refine=False, skip=["conv1"])
+
+
+def shorter_start(model):
+    """The tempting one: stage 1 takes most of the time, so let one of its two blocks go, and train a little."""
+    return distil(p.remove_blocks(model, "layer1", [1]).eval(), count=2000, epochs=1)
+
+
+# %% [markdown]
+# The floor is one point below the original. `cut` alone is far below it, and that is planned: it is judged together with the training that follows (`judged=False`).
+
+# %%
+steps = {"cut": Step(cut, judged=False), "distil": distil, "stage 1 shorter": shorter_start}
+steps |= {"4 bits": four_bits, "integers": to_integers}
+floor = {"accuracy": percent(network) - BUDGET["points"]}
+run = run_steps(network, steps, figures, floor=floor, folder=folder / "steps")
+
+# %% tags=["slide"]
+for record in run.records:
+    got = record.figures
+    line = f"{record.step:<16} ≈ {got['bytes']:>7,} bytes   ≈ {got['ms']:.2f} ms   ≈ {got['accuracy']:.1f} %"
+    print(line + ("" if record.kept else "   undone"))
+first, last = run.records[0].figures, run.records[-1].figures
+reveal(guess_smaller, first["bytes"] / last["bytes"], what="times smaller, with at most a point lost on validation")
+assert holds([record.step for record in run.records if not record.kept] == ["stage 1 shorter"])
+assert holds(first["bytes"] / last["bytes"] > BUDGET["smaller"])
+
+# %% [markdown]
+# The tempting step broke the floor, was undone, and the next one went on from the last good model. Does it resume? The same call again. *Look at:* what was read from the folder.
+
+# %%
+again = run_steps(network, steps, figures, floor=floor, folder=folder / "steps")
+for before, after in zip(run.records, again.records, strict=True):
+    print(f"{after.step:<16} {'read from the folder' if after.stored else 'run again' if after.seconds else 'given'}")
+same = [one.figures["accuracy"] == two.figures["accuracy"] for one, two in zip(run.records, again.records, strict=True)]
+print("the same accuracies:", all(same))
+assert all(same) and {one.step for one in again.records if one.stored} == {"distil", "4 bits"}
+
+# %% tags=["nbval-ignore-output"]
+spent = [sum(one.seconds for one in found.records if not one.stored) for found in (run, again)]
+print(f"seconds in steps: {spent[0]:.0f}, and when resumed {spent[1]:.0f}")
+
+# %% [markdown]
+# What was trained is read. What makes another network (cutting, converting) takes moments and is done again. Other weights before a step give another key, so nothing stale is used.
+#
+# ## 4. What ships, and does it meet the order?
+#
+# The file that is sent holds every tensor of the integer network, coded with Huffman's words (lesson 09). On the device the levels are read back and the ONNX file is made from them; the *program* must be there already. Who wants a file that needs nothing of ours sends the ONNX file, packed with a standard tool (LZMA). All are measured.
+
+# %%
+coded = f.save_compressed(run.model.state_dict(), folder / "shipped.clhuf")
+back = f.load_compressed(coded.path)
+exact = all(torch.equal(back[name], tensor) for name, tensor in run.model.state_dict().items())
+onnx_file = e.export_onnx(run.model, pair, folder / "shipped.onnx")
+packed = len(lzma.compress(onnx_file.read_bytes()))
+original = first["bytes"]
+print(f"read back to the same integers: {exact}; original ≈ {original:,} bytes")
+for name, size in (("coded", coded.nbytes), ("ONNX", onnx_file.stat().st_size), ("ONNX, packed", packed)):
+    print(f"{name:<13} ≈ {size:>7,} bytes, ≈ {original / size:.1f} times smaller")
+assert exact and holds(original / coded.nbytes > 20 and original / packed > 18)
+
+# %% [markdown]
+# The ONNX file stores a 4-bit level in a byte, since the integer kernels for convolutions want bytes. So in *memory* it is less of a saving than on the wire. Now the test split, with the runtime's own answers:
+
+# %%
+shipped = e.OnnxModule(onnx_file)
+answers = {name: measure.predict(one, splits.test.batches()) for name, one in (("FP32", fp32), ("shipped", shipped))}
+change = measure.paired_bootstrap(answers["FP32"].correct.double(), answers["shipped"].correct.double()).difference
+low, points, high = (100 * value for value in (change.low, change.value, change.high))
+share = {name: 100 * measure.accuracy(found).value for name, found in answers.items()}
+print(f"test: FP32 ≈ {share['FP32']:.2f} %, shipped ≈ {share['shipped']:.2f} %: ≈ {points:+.2f} points")
+print(f"95 % interval: ≈ {low:+.2f} to ≈ {high:+.2f}; on validation ≈ {last['accuracy'] - first['accuracy']:+.2f}")
+assert holds(-3 < points < 0)
+
+# %% tags=["nbval-ignore-output"]
+timed = measure.compare_latency({"FP32": fp32, "shipped": shipped}, (images[:32],), rounds=40, min_time_s=0.05)
+best = {name: one.p10_s for name, one in timed.latency.items()}
+faster = best["FP32"] / best["shipped"]
+print(
+    f"32 images: FP32 {1e3 * best['FP32']:.2f} ms, shipped {1e3 * best['shipped']:.2f} ms: {faster:.1f} times as fast"
+)
+
+# %% [markdown]
+# One of three is met: the file. **Points**: on validation the loss was a fraction of a point, on the test split it is more than the one that was allowed. All choices (what to cut, the learning rate, when to stop) were made on validation, and what was chosen looks better there than it is; besides, 2,000 images are few. It is tempting to change something now and look again. But then the test split would be a second validation split, and the promise would be worth nothing. (We must confess that it has become one already, a little: while this lesson was written the split was seen three times, and after the second time the network was made wider. So even our loss is a little too kind.)
+#
+# **Time**: it is not 5 times faster. Why? Stage 1, where the picture is largest, takes most of the time that is left, and narrower layers do not help, since the kernels compute 16 channels anyway. Only fewer *layers* do: the step that was undone. In trials with longer training a network with one block in stage 1 came near 5 times, and stayed below the floor.
+#
+# So with this network and this much training, we did not get time and points together: each step towards 5 costs about a point or two, on validation already. Both misses go into the report as they are. A customer can decide between two honest offers; nobody can decide on a softened one.
+#
+# ## 5. What each step gave, and what it cost
+
+# %% tags=["slide"]
+undone = [record.step for record in run.records if not record.kept]
+fig_steps, axes = plt.subplots(3, 1, figsize=(8, 7.5), layout="constrained")
+labels = {"bytes": "kB", "ms": "ms for 32 images", "accuracy": "accuracy, %"}
+for ax, (key, label) in zip(axes, labels.items(), strict=True):
+    values = {one.step: one.figures[key] / (1000 if key == "bytes" else 1) for one in run.records}
+    measure.plot_waterfall(values, label=label, undone=undone, ax=ax)
+show(
+    fig_steps,
+    alt="Cutting takes most of the time and bytes, integers the rest; accuracy falls with the cut and is won back",
+)
+
+# %% [markdown]
+# Read it column by column. *Cut* gives the larger part of the bytes and of the time, and costs all of the accuracy. *Distil* gives neither a byte nor a millisecond, and everything else would be worthless without it. *4 bits* saves bytes, because the coder finds few different values in each channel, and no time: they are still floats. *Integers* collects the time and the rest of the bytes, at no cost in accuracy. A step must not be judged by its own bar. That is what the floor after a *group* of steps is for.
+#
+# ## 6. Does the order matter?
+#
+# Six orders of **P**runing, **D**istilling and **Q**uantizing. The cost is equal: 2,000 images once, in one D; P leaves half of the MACs; Q puts weights on 3 bits, few enough to hurt. What can a Q do that comes before a D? Not more than plain rounding, unless the training keeps the grid: so every D after a Q trains with rounding. And P after Q only removes channels, since the least-squares repair would leave the grid. The rest is the same.
+
+
+# %%
+def one_order(job):
+    """Accuracy on validation after the three steps in the order of the letters."""
+    order, seed = job
+    model, grid = network, False
+    for letter in order:
+        if letter == "P":
+            model = p.prune_to(model, pair, target=0.5, scope="global").model
+        elif letter == "D":
+            model = distil(with_rounding(model, 3) if grid else model, count=2000, epochs=1, seed=seed)
+        grid = grid or letter == "Q"
+        model = rounded(with_rounding(model, 3) if letter == "Q" else model).eval()
+    return percent(model)
+
+
+# %%
+orders = ["".join(letters) for letters in itertools.permutations("PDQ")]
+jobs = list(itertools.product(orders, range(2)))
+by_order = {order: [] for order in orders}
+for (order, _), value in zip(jobs, sweep(one_order, jobs), strict=True):
+    by_order[order].append(value)
+ranked = sorted(orders, key=lambda order: sum(by_order[order]))
+for order in reversed(ranked):
+    print(f"{order}: " + ", ".join(f"≈ {value:.1f} %" for value in by_order[order]))
+
+# %% tags=["slide"]
+fig, ax = plt.subplots(figsize=(6.5, 2.8))
+for place, order in enumerate(ranked):
+    ax.plot(
+        by_order[order], [place] * len(by_order[order]), "os"[order.index("P") < order.index("D")], mfc="none", ms=8
+    )
+ax.set(yticks=range(6), yticklabels=ranked, xlabel="accuracy on validation, %", title="Six orders")
+ax.grid(alpha=0.3)
+show(
+    fig,
+    alt="The three orders with P before D lie far to the right, squares; the three that cut after training lie near zero",
+)
+
+# %%
+means = {order: sum(values) / len(values) for order, values in by_order.items()}
+reveal(guess_order, max(means.values()) - min(means.values()), what="best order less the worst", unit="points")
+after = [value for order in orders if order.index("P") < order.index("D") for value in by_order[order]]
+before = [value for order in orders if order.index("P") > order.index("D") for value in by_order[order]]
+assert holds(min(after) > max(before) + 20)
+assert holds(means["PDQ"] > max(means["PQD"], means["QPD"]))
+
+# %% [markdown]
+# One thing decides: whether the training comes *after the cut*. What no training follows is not repaired, and a cut that is not repaired leaves nothing. Where the rounding stands matters less. That training with the rounding loses here to training first and rounding plainly may surprise after lesson 03, but these are 32 steps: with 3-bit weights from the start the training has two things to repair, and no time for both. With four times the images the two change places (`orders_with_more_images` in `benchmarks/results.md`): with more training the rounding wants to be part of it. So "PDQ" is no law, but "no cut after the training" is. The pipeline takes both: a long D for the cut, then a short one with the rounding in it.
+#
+# ## 7. Forty candidates
+#
+# One pipeline is one point. How many channels, how many bits, with or without a repair? A job gets one answer to the first and the last question, and rounds to four widths. `sweep` hands jobs to joblib: on this machine, on all cores by `n_jobs=-1`, or on a cluster by one more line, `with joblib.parallel_config(backend="dask"):` around it. Each is on the first 1,000 images of validation.
+
+# %%
+judged = splits.val.take(1000)
+
+
+def candidates(job):
+    """Four rows: one network, with its weights rounded to four widths."""
+    target, count = job
+    small = network if target == 1 else p.prune_to(network, pair, target=target, scope="global").model
+    small = distil(small, count=count, epochs=1) if count else small
+    rows = []
+    for bits in (8, 5, 4, 3):
+        made = q.quantize_weights(small, bits=bits, method="mse")
+        correct = measure.predict(made.model, judged.batches()).correct
+        rows.append({"MACs left": target, "repair": count, "bits": bits, "bytes": made.nbytes, "correct": correct})
+    return rows
+
+
+# %%
+tasks = list(itertools.product((1, 0.8, 0.65, 0.5, 0.35), (0, 1500)))
+table = pd.DataFrame([row for rows in sweep(candidates, tasks) for row in rows])
+table["accuracy"] = [100 * row.float().mean().item() for row in table.correct]
+table["kind"] = ["repaired" if count else "as cut" for count in table.repair]
+front = measure.pareto_front(table, lower=["bytes"], higher=["accuracy"])
+print(len(table), "candidates, on the front ≈", front.sum())
+reveal(guess_front, int(front.sum()), what="candidates on the front")
+assert len(table) == 40 and holds(5 <= front.sum() <= 25)
+
+# %% tags=["slide"]
+ax = measure.plot_pareto(table, "bytes", "accuracy", kind="kind")
+ax.plot([last["bytes"]], [last["accuracy"]], "k*", ms=13, label="our pipeline")
+ax.set(title="Forty candidates, and our pipeline", ylabel="accuracy, %")
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+show(ax, alt="The front rises from the left to 80 kB and flattens; the star of the pipeline lies far up and left of it")
+
+# %%
+for _, row in table[front].sort_values("bytes").iterrows():
+    words = f"{row['MACs left']:.0%} of the MACs, {row.bits} bits, {row.repair} images"
+    print(f"≈ {row.bytes:>7,} bytes   ≈ {row.accuracy:.1f} %   ({words})")
+assert holds((table[front].repair > 0).mean() > 0.5)
+assert holds(last["bytes"] < table[table.accuracy > last["accuracy"] - 3].bytes.min() / 2)
+
+# %% [markdown]
+# The rest need not be discussed: for each there is one that is no larger and no worse, and better in one of the two. Which of the front, only the budget can say. (A front on 1,000 images is itself uncertain: half a point up or down is chance.)
+#
+# Read the front from the right: first bits go, which cost nothing and need no training; then channels, which need it. And look at the star. Our pipeline is far above a front of forty, because it trained many times longer. (And its bytes are those of the coded file; the forty are packed, not coded.) A sweep of cheap candidates compares recipes at *that* cost; which recipe wins at another one, it does not say.
+#
+# ### Trap: the best of forty, on the images it was chosen by
+#
+# Somebody has only 100 labelled images, takes the best of the forty on them, and reports *that* accuracy. We do it with each of ten hundreds, and look at the other 900.
+
+# %% tags=["trap"]
+correct = torch.stack(list(table.correct)).float()  # (40, 1000)
+reported, true = [], []
+for hundred in torch.arange(1000).split(100):
+    rest = torch.ones(1000, dtype=torch.bool).index_fill(0, hundred, False)
+    best_one = correct[:, hundred].mean(1).argmax()
+    reported.append(100 * correct[best_one, hundred].mean().item())
+    true.append(100 * correct[best_one][rest].mean().item())
+print(f"chosen and reported on the same 100: ≈ {sum(reported) / 10:.1f} %; on the other 900: ≈ {sum(true) / 10:.1f} %")
+assert sum(reported) > sum(true)
+
+# %% [markdown]
+# The best of many is partly the luckiest. Choosing is fine; what was chosen has to be measured on images that had no vote. That is why section 4 opens the test split at the end, for one file.
+#
+# ## 8. A report for a colleague
+#
+# Who was not here needs one page: the order, what was delivered, each step, the figure, how it was measured, what was missed. `write_page` puts all of it into one HTML file. *Look at:* what it does not contain.
+
+# %%
+verdict = {
+    "File": f"{original / coded.nbytes:.1f} times smaller (asked: {BUDGET['smaller']})",
+    "Latency, 32 images": f"{faster:.1f} times lower (asked: {BUDGET['faster']})",
+    "Accuracy on test": f"{points:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} (asked: -{BUDGET['points']:.0f})",
+}
+history = pd.DataFrame([{**one.figures, "kept": one.kept} for one in run.records], index=[r.step for r in run.records])
+rules = "Bytes of the coded file; 32 images in ONNX Runtime, one thread, in turns; choices on validation, test once."
+parts = ["# The order and the answer", verdict, "# The steps", history.round(2), (fig_steps, "Three waterfalls")]
+parts += ["# Conditions", rules, software()]
+page = measure.write_page(folder / "report.html", title=f"Compression of a network for {DATA}", parts=parts)
+
+# %%
+text = page.read_text(encoding="utf-8")
+print(f"one file, ≈ {len(text) / 1000:.0f} kB; scripts: {text.count('<script')}, links: {text.count('://')}")
+print("figures inside:", text.count("data:image/png;base64"), "- headings:", text.count("<h2>"))
+assert "<script" not in text and "://" not in text and "data:image/png" in text
+
+# %% [markdown]
+# The same notebook for CIFAR-10: set `DATA = "cifar10"` in section 1 and run all. Nothing else changes: no path, shape or class count stands anywhere else. (The baseline is then trained first, which takes some minutes, and our claims, checked by `holds` for glyphs, are not claimed for it.)
+#
+# ## 9. What others reached
+#
+# Four famous ones, with the figures of their papers.
+
+# %%
+columns = ["against", "times smaller", "times faster", "quality", "by"]
+famous = pd.DataFrame(
+    [
+        ["BERT base", "4.3", "5.5", "GLUE 77.7 of 78.3", "a teacher, narrow blocks"],
+        ["BERT base", "1.7", "1.6", "GLUE 77.0 of 79.5", "a teacher, half of the layers"],
+        ["GPipe (B7)", "8.4", "6.1", "ImageNet top-1 as good", "search and scaling, no pruning"],
+        ["FP16", "3.5", "about 3", "perplexity 5.60 of 5.47", "4-bit weights in groups of 128 (AWQ)"],
+    ],
+    index=["MobileBERT", "DistilBERT", "EfficientNet", "Llama-2-7B, 4 bits"], columns=columns,
+)  # fmt: skip
+print(famous.to_string())
+
+# %% [markdown]
+# Do our formulas agree with the last line? Llama-2-7B has 32 layers, each with four matrices of 4,096 x 4,096 and three of 4,096 x 11,008; embedding and head, 32,000 x 4,096 each, stay in 16 bits.
+
+# %%
+shapes = [(4096, 4096)] * 4 + [(11008, 4096)] * 3
+coded_bytes = 32 * sum(calculate(*shape, bits=4, group_size=128).weight_bytes for shape in shapes)
+zero_points = 32 * sum(rows * columns_ for rows, columns_ in shapes) // 128 // 2  # 4 bits for each group
+kept_bytes = 2 * 2 * 32_000 * 4096
+half = 2 * 32 * sum(rows * columns_ for rows, columns_ in shapes) + kept_bytes
+total = coded_bytes + zero_points + kept_bytes
+print(f"16 bits {half / 1e9:.2f} GB, 4 bits {total / 1e9:.2f} GB: {half / total:.2f} times smaller")
+assert round(total / 1e9, 2) == 3.89 and round(half / 1e9, 2) == 13.48
+
+# %% [markdown]
+# 3.47 times, where a slide says 8 (against FP32, which nobody deploys, and without scales, embedding and head). And in all four lines the large gains come from *another structure with a teacher*, the last factor of two to four from bits, as here.
+#
+# ## 10. When it goes wrong
+#
+# Every line is something that a lesson measured. Ask from the top; the first yes is where to look.
+
+# %%
+advice = {}
+advice["accuracy fell"] = [
+    ("already in the simulation, by rounding?", "scan the layers, keep the worst in more bits", "02"),
+    ("by clipping: one outlier sets the range?", "another range, equalize, or smooth", "02, 04"),
+    ("after cutting?", "repair, then train with the teacher, last", "06, 08, 12"),
+    ("only in the file that ships?", "parity first, then the pre-processing", "11"),
+    ("only for some classes or fonts?", "agreement by group; the mean hides it", "11"),
+]
+
+# %%
+advice["not faster"] = [
+    ("does the simulation run, not the file?", "export; time the runtime", "11"),
+    ("zeros in a dense kernel?", "cut channels, or use fewer bytes only", "05, 06"),
+    ("operators still in floats, or dynamic?", "count them; U8S8, static", "11"),
+    ("the first layer, or channels no multiple of 16?", "leave it in floats; round_to=16", "12"),
+    ("limited by the other roof?", "fewer bytes for memory, fewer MACs for compute", "00, 12"),
+]
+
+# %%
+advice["will not deploy"] = [
+    ("an operator the runtime lacks?", "replace it before training", "11"),
+    ("a batch frozen at 1, or train mode?", "free axes, eval, check at several sizes", "11"),
+    ("too large for the memory, not for the disk?", "4-bit weights that stay packed", "04"),
+    ("nobody dares to switch?", "a shadow, a margin, a way back", "11"),
+]
+
+# %%
+for symptom, rows in advice.items():
+    print(symptom)
+    for question, action, lesson in rows:
+        print(f"   {question:<50} {action} ({lesson})")
+
+# %% tags=["headline", "slide"]
+print(
+    f"asked:     {BUDGET['smaller']} times smaller, {BUDGET['faster']} times faster, at most {BUDGET['points']} point"
+)
+print(
+    f"delivered: ≈ {original / coded.nbytes:.0f} times smaller, ≈ {faster:.1f} times faster, "
+    f"≈ {points:+.1f} points on test"
+)
+
+# %% [markdown]
+# ## Exercises
+#
+# ### 12.1 Bits that are left
+# *10 minutes, difficulty 1 of 3.* Write `bits_left(times, kept)`: how many bits each remaining weight may have if the file shall be `times` smaller than 32-bit floats and a share `kept` of the weights stays. (Scales and headers may be forgotten.)
+
+
+# %% tags=["exercise"]
+def bits_left(times, kept):
+    return None  # replace this line
+
+
+check("12.1", bits_left)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def bits_left_solution(times, kept):
+    return 32 / times / kept
+
+
+check("12.1", bits_left_solution, record=False)
+
+# %% [markdown]
+# ### 12.2 How much faster in the end?
+# *10 minutes, difficulty 2 of 3.* Write `faster(shares, factors)`. `shares` are parts of today's time (they sum to 1), `factors` say how many times as fast each part becomes. Return how many times as fast the whole is.
+#
+# <details><summary>Hint</summary>Not the mean of the factors. What is the new time, if the old one is 1?</details>
+
+
+# %% tags=["exercise"]
+def times_faster(shares, factors):
+    return None  # replace this line
+
+
+check("12.2", times_faster)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def times_faster_solution(shares, factors):
+    return sum(shares) / sum(share / factor for share, factor in zip(shares, factors, strict=True))
+
+
+check("12.2", times_faster_solution, record=False)
+
+# %% [markdown]
+# ### 12.3 The front
+# *15 minutes, difficulty 2 of 3.* Write `on_front(points)` for a list of (bytes, accuracy): a list of bools, True where no other point is at most as large **and** at least as accurate, and better in one of the two. Equal points stay both.
+#
+# <details><summary>Hint</summary>For each point ask <code>any(...)</code> over all points; a point does not beat itself, because it is better in nothing.</details>
+
+
+# %% tags=["exercise"]
+def on_front(points):
+    return None  # replace this line
+
+
+check("12.3", on_front)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def on_front_solution(points):
+    def beats(a, b):
+        return a[0] <= b[0] and a[1] >= b[1] and a != b
+
+    return [not any(beats(other, point) for other in points) for point in points]
+
+
+check("12.3", on_front_solution, record=False)
+
+# %% [markdown]
+# ### 12.4 The floor
+# *20 minutes, difficulty 3 of 3.* Write `kept_steps(steps, floor)`. `steps` is a list of (name, accuracy after it, judged). A step that is not judged waits for the next judged one. A judged step below `floor` is undone, together with those that wait for it. Return the names of the steps that stay, in order.
+#
+# <details><summary>Hint</summary>Two lists: names that stay, and names that wait. A judged step empties the second one, either way.</details>
+
+
+# %% tags=["exercise"]
+def kept_steps(steps, floor):
+    return None  # replace this line
+
+
+check("12.4", kept_steps)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def kept_steps_solution(steps, floor):
+    kept, waiting = [], []
+    for name, accuracy, judged in steps:
+        waiting.append(name)
+        if judged:
+            kept += waiting if accuracy >= floor else []
+            waiting = []
+    return kept
+
+
+check("12.4", kept_steps_solution, record=False)
+
+# %% [markdown]
+# ### 12.5 A language model in a file
+# *15 minutes, difficulty 2 of 3.* Write `model_bytes(weights, others, bits, group_size)`: bytes of a file in which `weights` have `bits` each and one 16-bit scale for each `group_size` of them, while `others` (embedding, head) stay in 16 bits.
+
+
+# %% tags=["exercise"]
+def model_bytes(weights, others, bits, group_size):
+    return None  # replace this line
+
+
+check("12.5", model_bytes)
+
+
+# %% jupyter={"source_hidden": true} tags=["solution"]
+def model_bytes_solution(weights, others, bits, group_size):
+    return weights * (bits + 16 / group_size) / 8 + 2 * others
+
+
+check("12.5", model_bytes_solution, record=False)
+
+# %% [markdown]
+# ## Quiz
+
+# %% tags=["quiz"]
+quiz("12")
+
+# %% [markdown]
+# ## Summary
+#
+# - Write the rules of measurement down before the first step. Bytes of what is sent, time in the runtime, points on a test split that is opened once.
+# - Bytes and milliseconds lie in different layers. Look before you cut, and cut in multiples that the kernels like.
+# - Steps that do harm are judged together with their repair; what still breaks the floor is undone.
+# - In which order? Structure, training, bits: whatever cuts must have training after it.
+# - Structure and a teacher give the large factors, bits the last ones. Here that was enough for the bytes, not for time and points together, and the report says so.
+#
+# ## Sources
+#
+# - Han, Mao and Dally, *Deep compression*, 2016, arXiv:1510.00149
+# - Polino and others, *Model compression via distillation and quantization*, 2018, arXiv:1802.05668
+# - Kim and others, *PQK: model compression via pruning, quantization, and knowledge distillation*, 2021, arXiv:2106.14681
+# - Sun and others, *MobileBERT*, 2020, arXiv:2004.02984; Sanh and others, *DistilBERT*, 2019, arXiv:1910.01108
+# - Tan and Le, *EfficientNet*, 2019, arXiv:1905.11946; Lin and others, *AWQ*, 2024, arXiv:2306.00978; Frantar and others, *GPTQ*, 2023, arXiv:2210.17323
+#
+# ## Next
+#
+# Your own network. Take the four files that you need (`compresslab copy NAME`), your data, your rules, and start with section 1.
+
+# %%
+lesson_done = True
