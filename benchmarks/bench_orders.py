@@ -1,4 +1,4 @@
-"""The two best orders of lesson 12 with four times the images: is the rounding better in the training, or after it?
+"""The two best orders of lesson 12, also with four times the images: is rounding better in the training, or after it?
 
 The ResNet is cut to half of its MACs (P), then trained on 8,000 images once by its original (D), and its weights are put
 on 3 bits (Q): PDQ rounds plainly at the end, PQD trains with the rounding. Three seeds.
