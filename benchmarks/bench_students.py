@@ -76,8 +76,7 @@ def distillation_tenth() -> Iterator[Row]:
 def distillation_peer() -> Iterator[Row]:
     """A narrow ResNet-20 on CIFAR-10 (JPEG), taught by the public one: our loss and torchdistill's, the same runs.
 
-    Images come again and again: where each is seen once (16,000 of them in as many steps), the labels alone were better
-    than any teaching, 44.7 % against 41.5 and 41.8.
+    In 250 steps the labels alone are as good as any teaching here; what is compared are the two losses.
     """
     try:
         teacher, splits = real_data.resnet20()
@@ -117,7 +116,7 @@ def distillation_peer() -> Iterator[Row]:
     batch = next(iter(few.batches(64)))
     (ours_now, _), theirs_now = losses["our loss"](student, batch), by_torchdistill(student, batch)
     yield against_limit(
-        "the same batch, difference of the losses", [abs(float(ours_now / theirs_now) - 1) + 1e-12], 1e-5, unit=""
+        "the same batch, difference of the losses", [abs((ours_now / theirs_now).item() - 1) + 1e-12], 1e-5, unit=""
     )
     told = {name: f"{statistics.mean(each):.1f} % [{min(each):.1f}, {max(each):.1f}]" for name, each in found.items()}
     ours = found.pop("our loss")
