@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from compresslab.course.display import show_widget
+
 if TYPE_CHECKING:
     import ipywidgets
 
@@ -142,11 +144,7 @@ def explain_advice(*, most: int = 4, **constraints: Any) -> str:
 
 def advisor(**constraints: Any) -> None:
     """Show the advisor: menus for the constraints, and the advice below."""
-    from IPython.display import display
-
-    bundle = advisor_widget(**constraints)._repr_mimebundle_()
-    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    display({**bundle, "text/plain": explain_advice(**constraints)}, raw=True)
+    show_widget(advisor_widget(**constraints), explain_advice(**constraints))
 
 
 def advisor_widget(**constraints: Any) -> ipywidgets.Widget:

@@ -14,6 +14,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from compresslab.course.display import show_widget
+
 if TYPE_CHECKING:
     import ipywidgets
 
@@ -184,11 +186,8 @@ def _check(
 
 def calculator(**options: object) -> None:
     """Show the calculator: fields for a layer and what is done to it, and the text below."""
-    from IPython.display import display
-
-    bundle = calculator_widget(**options)._repr_mimebundle_()
-    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    display({**bundle, "text/plain": explain_cost(**({"out_features": 4096, "in_features": 4096} | options))}, raw=True)
+    text = explain_cost(**({"out_features": 4096, "in_features": 4096} | options))
+    show_widget(calculator_widget(**options), text)
 
 
 def calculator_widget(**options: object) -> ipywidgets.Widget:

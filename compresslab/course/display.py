@@ -9,11 +9,12 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import ipywidgets
     import pandas
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["reveal", "show", "show_source", "table"]
+__all__ = ["reveal", "show", "show_source", "show_widget", "table"]
 
 SHORTEST_ALT = 20
 
@@ -36,6 +37,15 @@ def show(figure: Figure | Axes, *, alt: str) -> None:
     drawn = getattr(figure, "figure", figure)
     display(drawn, metadata={"image/png": {"alt": alt}})
     plt.close(drawn)
+
+
+def show_widget(widget: ipywidgets.Widget, text: str) -> None:
+    """Display a widget that is its text where there is no kernel: on GitHub, on a page, in a comparison of outputs."""
+    from IPython.display import display
+
+    bundle = widget._repr_mimebundle_()
+    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
+    display({**bundle, "text/plain": text}, raw=True)
 
 
 def table(frame: pandas.DataFrame, *, digits: int = 3, index: bool = True) -> None:

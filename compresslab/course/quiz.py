@@ -12,6 +12,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from compresslab.course import progress
+from compresslab.course.display import show_widget
 
 if TYPE_CHECKING:
     import ipywidgets
@@ -48,12 +49,7 @@ def as_text(lesson: str) -> str:
 
 def quiz(lesson: str) -> None:
     """Show the quiz of a lesson: choose an answer and read at once why it is right or wrong."""
-    from IPython.display import display
-
-    widget = quiz_widget(lesson)
-    bundle = widget._repr_mimebundle_()
-    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    display({**bundle, "text/plain": as_text(lesson)}, raw=True)
+    show_widget(quiz_widget(lesson), as_text(lesson))
 
 
 def quiz_widget(lesson: str) -> ipywidgets.Widget:

@@ -6,6 +6,8 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from compresslab.course.display import show_widget
+
 if TYPE_CHECKING:
     import ipywidgets
     from torch import Tensor
@@ -93,13 +95,13 @@ def explain_threshold(weights: Mapping[str, Tensor], sparsity: float) -> str:
 def temperature_slider(logits: Tensor, names: Sequence[str], temperature: float = 4.0) -> None:
     """Show a slider for the temperature of a softmax."""
     say = lambda value: explain_temperature(logits, names, value)  # noqa: E731
-    _show(slider_widget("temperature", say, value=temperature, low=0.5, high=20.0, step=0.5), say(temperature))
+    show_widget(slider_widget("temperature", say, value=temperature, low=0.5, high=20.0, step=0.5), say(temperature))
 
 
 def threshold_slider(weights: Mapping[str, Tensor], sparsity: float = 0.5) -> None:
     """Show a slider for the share of the weights that goes, and what it takes from each layer."""
     say = lambda value: explain_threshold(weights, value)  # noqa: E731
-    _show(slider_widget("sparsity", say, value=sparsity, low=0.0, high=0.99, step=0.01), say(sparsity))
+    show_widget(slider_widget("sparsity", say, value=sparsity, low=0.0, high=0.99, step=0.01), say(sparsity))
 
 
 def slider_widget(
@@ -119,12 +121,3 @@ def slider_widget(
     number.observe(changed, names="value")
     changed()
     return widgets.VBox([widgets.HBox([number, slider]), text])
-
-
-def _show(widget: ipywidgets.Widget, text: str) -> None:
-    """Display a widget that is its text where there is no browser."""
-    from IPython.display import display
-
-    bundle = widget._repr_mimebundle_()
-    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    display({**bundle, "text/plain": text}, raw=True)

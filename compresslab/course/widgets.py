@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from compresslab.course.display import show_widget
+
 if TYPE_CHECKING:
     import ipywidgets
 
@@ -62,11 +64,7 @@ def explain_bits(value: float, fmt: str) -> str:
 
 def bit_explorer(value: float = 3.3, fmt: str = "fp8_e4m3") -> None:
     """Show the bit explorer: choose a format, type a number or switch its bits, and read what becomes of it."""
-    from IPython.display import display
-
-    bundle = bit_explorer_widget(value, fmt)._repr_mimebundle_()
-    bundle = bundle[0] if isinstance(bundle, tuple) else bundle
-    display({**bundle, "text/plain": explain_bits(value, fmt)}, raw=True)
+    show_widget(bit_explorer_widget(value, fmt), explain_bits(value, fmt))
 
 
 def bit_explorer_widget(value: float = 3.3, fmt: str = "fp8_e4m3") -> ipywidgets.Widget:
