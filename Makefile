@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit('compresslab needs Python 3.11 or newer, this is ' + sys.version.split()[0] + '; call make with PYTHON=python3.12, say') if sys.version_info < (3, 11) else None"
 	@echo "[1/3] making the environment in $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
-	@echo "[2/3] installing compresslab[$(EXTRAS)] (about 2 GB with the CPU build of torch; one to three minutes)"
+	@echo "[2/3] installing compresslab[$(EXTRAS)] (about 2.5 GB with the CPU build of torch; one to three minutes)"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e ".[$(EXTRAS)]"
 	@echo "[3/3] checking it"
 	@$(RUN) -m compresslab.cli doctor --brief
