@@ -23,7 +23,7 @@ body { margin: 0; }
 section { box-sizing: border-box; min-height: 100vh; padding: 5vh 8vw; scroll-snap-align: start; page-break-after: always; }
 h1 { font-size: 1.9em; } h2 { font-size: 1.5em; } img { max-width: 100%; max-height: 68vh; }
 table { border-collapse: collapse; } td, th { padding: .2em .7em; border-bottom: 1px solid #bbb; }
-pre { font-size: .8em; white-space: pre-wrap; } small { color: #555; }
+pre { font-size: .8em; white-space: pre-wrap; } small { color: #555; } .anchor-link { display: none; }
 """
 KEYS = """
 const all = [...document.querySelectorAll('section')];
