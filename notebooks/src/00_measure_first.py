@@ -40,19 +40,17 @@ start()
 # %% [markdown]
 # ## Three guesses, before anything is measured
 #
-# Write your guesses down now, as numbers. A guess that turns out wrong teaches more than a number that is only read.
+# They are about a small network of three stages of convolutions, one after the other: each next stage has twice the channels, and images half as wide and half as high. Write your guesses down now, as numbers. A guess that turns out wrong teaches more than a number that is only read. (A *point* is one percent of the images: from 84 % to 85 % is a point.)
 
 # %%
-guess_time_share = (
-    None  # percent: the last stage holds most of the bytes of our network; how much of the time does it take?
-)
+guess_time_share = None  # percent: the last of the three stages holds most of the bytes; what is its share of the time?
 guess_speedup = None  # how many times faster is the network when every number takes half the bytes (bfloat16)?
 guess_half_width = None  # points: we test on 300 images; true accuracy = measured accuracy plus or minus how much?
 
 # %% [markdown]
 # ## The patient: a small network that reads letters
 #
-# All lessons share one default data set, **glyphs**: letters and digits drawn from fonts, then rotated, scaled, sheared and covered with noise. It is made on your machine in a few seconds, so nothing is downloaded. The network is a residual network, trained beforehand by our own script.
+# All lessons share one default data set, **glyphs**: letters and digits drawn from fonts, then rotated, scaled, sheared and covered with noise. It is made on your machine in a few seconds, so nothing is downloaded. The network is a residual network (convolutions with shortcuts around them), trained beforehand by our own script.
 #
 # *Look at:* how many images each split holds. We choose things on the validation split; the test split is for final tables.
 
@@ -99,7 +97,7 @@ print("bytes of the file:", path.stat().st_size)
 print("of them header (names, types, shapes):", header)
 
 # %% [markdown]
-# For a tiny model the header is larger than the weights; for a real one it vanishes. The package does the same steps: save, reload, compare every tensor, count the bytes. It also counts a tied weight once, and a view as the elements it shows.
+# For a tiny model the header is larger than the weights; for a real one it vanishes. The package does the same steps: save, reload, compare every tensor, count the bytes. It also counts a *tied* weight (one tensor under two names) once, and a *view* (a tensor that shows a part of another one's memory) as the elements it shows. Its source follows, as it often will in this course; you can go on without reading it line by line.
 
 # %%
 size = measure.measure_size(tiny)
@@ -123,7 +121,7 @@ print(f"file: {size.size_bytes:,} bytes, {size.bits_per_parameter:.2f} bits for 
 # %% [markdown]
 # ### Trap: a slice that drags the whole tensor along
 #
-# Pruned and sliced models are full of views. `torch.save` writes the storage behind a view, all of it.
+# Pruned and sliced models are full of views. `torch.save` writes the whole block of memory behind a view.
 #
 # *Look at:* ten numbers, saved in two ways.
 
@@ -159,7 +157,7 @@ assert masked > 1.9 * before
 assert after == before
 
 # %% [markdown]
-# While the mask is attached the file is twice as large, and afterwards it is just as large as before. Nothing got smaller, because nothing was asked to store zeros differently. Lesson 05 does.
+# The tool keeps the old weight and, beside it, a **mask**: a tensor of ones and zeros that says what stays. While the mask is attached the file is twice as large, and afterwards it is just as large as before. Nothing got smaller, because nothing was asked to store zeros differently. Lesson 05 does.
 
 # %% [markdown]
 # ## 2. Work is counted in multiply-accumulates
@@ -190,9 +188,9 @@ assert macs.total == count
 # %% [markdown]
 # ### Trap: work that the counter does not see
 #
-# In evaluation mode `nn.MultiheadAttention` takes a fast path, which the counter knows nothing about.
+# `nn.MultiheadAttention` is the layer that language models are made of: each *token* (a piece of text, here a vector of 64 numbers) looks at every other. In evaluation mode it takes a fast path, which the counter knows nothing about.
 #
-# *Look at:* torch's number, and the one by hand: four projections of 64 x 64 for each of 10 tokens, and two products of every token with every other.
+# *Look at:* torch's number, and the one by hand: each of 10 tokens is multiplied by four matrices of 64 x 64, and every token meets every other in two products of 64 MACs.
 
 # %% tags=["trap"]
 attention, x = nn.MultiheadAttention(64, 4, batch_first=True).eval(), torch.zeros(1, 10, 64)
@@ -226,7 +224,7 @@ for call in range(5):
     print(f"call {call + 1}: {1000 * (time.perf_counter() - begin):.1f} ms")
 
 # %% [markdown]
-# The first call with a new shape is usually the slowest: memory is asked for, kernels are chosen. (If a later one is slow too, something else ran on your machine just then. That happens all day.) Whoever times model A cold and model B warm finds that B is faster, whatever B is. So: some calls to warm up, then many, then the **median** (one slow call must not rule) and the **90th percentile** (what an unlucky user gets). The batch size and the number of threads belong to the number, or it says nothing.
+# The first call with a new shape is usually the slowest: memory is asked for, kernels are chosen. (If a later one is slow too, something else ran on your machine just then. That happens all day.) Whoever times model A cold and model B warm finds that B is faster, whatever B is. So: some calls to warm up, then many, then the **median** (one slow call must not rule) and the **90th percentile** (what an unlucky user gets). The batch size and the number of threads belong to the number, or it says nothing. The package prints the median and, in square brackets, the 10th and the 90th percentile.
 
 # %% tags=["nbval-ignore-output"]
 latency = measure.measure_latency(baseline, image, threads=1)
@@ -238,7 +236,7 @@ assert 0 < latency.p10_s <= latency.median_s <= latency.p90_s
 show_source(measure.measure_latency)
 
 # %% [markdown]
-# Latency is what one user waits; **throughput** is what a server gets done. Larger batches trade the one for the other.
+# Latency is what one user waits; **throughput** is what a server gets done. Larger batches trade the one for the other. *Look at:* where the right-hand curve stops climbing. From there on a larger batch makes everybody wait longer and gains nothing.
 
 # %% tags=["nbval-ignore-output"]
 batch_sizes = [1, 2, 4, 8, 16, 32, 64]
@@ -261,7 +259,7 @@ assert max(run.throughput for run in runs) > runs[0].throughput
 # %% [markdown]
 # ### Trap: the number of threads
 #
-# Many blogs compare a model on all cores with another on one. The number of threads is part of the measurement, so the package sets it for the time of a measurement and puts it back.
+# Many blogs compare a model on all cores with another on one. The number of threads is part of the measurement, so the package sets it for the time of a measurement and puts it back. *Look at:* whether two threads halve the time. For a network this small they rarely do, and where another program wants the second processor they can even be slower; wide brackets are the sign of that.
 
 # %% tags=["trap", "nbval-ignore-output"]
 threads_before = torch.get_num_threads()
@@ -275,7 +273,7 @@ assert torch.get_num_threads() == threads_before
 # %% [markdown]
 # ## 4. Where the bytes are is not where the time is
 #
-# A profile asks every layer the same questions. The last row holds what runs between the layers: additions, the final average, Python itself.
+# A profile asks every layer the same questions. We print the six layers with the most bytes; the shares are fractions of the whole network.
 #
 # *Look at:* the columns `size_share` and `latency_share`. They tell two different stories.
 
@@ -305,9 +303,9 @@ assert last.size_share > 0.6
 assert last.latency_share < last.size_share - 0.2
 
 # %% [markdown]
-# (What the time bars lack to 100 % passes between the layers: the additions of the shortcuts, and Python.)
+# (What the time bars lack to 100 % passes between the layers: additions of the shortcuts, the final average, Python itself.)
 #
-# Deep layers have many channels and small images: many weights, each used at few places. Early layers have few weights, each used everywhere. So whoever must save **bytes** starts at the end, and whoever must save **time** starts where the profile says, which is often the beginning. "Compress the largest layer first" is advice for only one of the two.
+# Deep layers have many channels and small images: many weights, each used at few places. Early layers have few weights, each used everywhere. So whoever must save **bytes** starts at the end, and whoever must save **time** starts where the profile says, which may be anywhere. "Compress the largest layer first" is advice for only one of the two.
 
 # %% [markdown]
 # ## 5. Under the roof: arithmetic or memory?
@@ -316,7 +314,7 @@ assert last.latency_share < last.size_share - 0.2
 #
 # $$I = \frac{\text{FLOPs}}{\text{bytes moved}} \qquad \text{attainable speed} = \min(\text{peak},\; I \cdot \text{bandwidth})$$
 #
-# Two straight lines: the *roofline* (Williams and others, 2009). We measure both on this machine, with a large matrix product and a large copy.
+# Two straight lines: the *roofline* (Williams and others, 2009). They meet at the *ridge*: a layer to the left of it waits for memory, a layer to the right of it for arithmetic. We measure both limits on this machine, with a large matrix product and a large copy.
 
 # %% tags=["nbval-ignore-output"]
 machine = measure.measure_machine(threads=1)
@@ -356,7 +354,7 @@ for name, work in points.items():
     print(f"{name:<24} {used:5.0%} of the bandwidth, {reached:5.0%} of the roof above it")
 
 # %% [markdown]
-# More than 100 % of the bandwidth is no mistake: the 4 MB of the layer fit into the processor's cache, which is faster than the memory that the roof was measured on.
+# If you see more than 100 % of the bandwidth, it is no mistake: the 4 MB of the layer fit into the processor's cache, which is faster than the memory that the roof was measured on. The flat roof is a measurement too, the best of a few runs of one matrix product, and other work at another moment can come out above it. Read the picture for what is far from what, not for percents.
 #
 # So: does half the bytes mean half the time? bfloat16 takes 2 bytes for each number.
 
@@ -393,9 +391,9 @@ accuracy = measure.accuracy(predictions)
 assert 0.75 < accuracy.value < 0.95 < measure.top_k(predictions, 5).value
 
 # %% [markdown]
-# Three numbers, three questions: how often is the first answer right, how often is the right one among five, and how good is the average *class* (rare classes weigh as much as common ones)?
+# Three numbers, three questions: how often is the first answer right, how often is the right one among five, and how good is the average *class* (rare classes weigh as much as common ones)? F1 is one number for a class: high only if most of its images are found *and* most of what is called by its name is right.
 #
-# Why an interval? The test images are a sample. Other images of the same kind would have given another accuracy. Let us see it: we cut 40 small test sets of 300 images out of our test split.
+# Why an interval? The test images are a sample. Other images of the same kind would have given another accuracy. A *95 % interval* is made so that, in 95 of 100 such samples, it holds the true accuracy. Let us see the luck: we cut 40 small test sets of 300 images out of our test split.
 
 # %% tags=["slide"]
 generator = torch.Generator().manual_seed(0)
@@ -414,9 +412,9 @@ print(f"between the best and the worst draw: ≈ {spread:.1f} points")
 assert spread > 4
 
 # %% [markdown]
-# The same network is "better" or "worse" by several points, depending on which 300 images somebody picked. Many published tables compare models at such sizes, by tenths of a point.
+# The same network is "better" or "worse" by several points, depending on which 300 images somebody picked. A table that compares models at such sizes by tenths of a point compares luck.
 #
-# The textbook interval for $k$ hits among $n$ images, $\hat p = k / n$, is $\hat p \pm 1.96 \sqrt{\hat p (1 - \hat p) / n}$. The package uses Wilson's, which also holds near 0 and 100 %.
+# The textbook interval for $k$ hits among $n$ images, $\hat p = k / n$, is $\hat p \pm 1.96 \sqrt{\hat p (1 - \hat p) / n}$. (The root is the standard error, the usual size of the luck; 95 % of a bell curve lie within 1.96 of it.) The package uses Wilson's, which also holds near 0 and 100 %.
 
 # %%
 few = measure.accuracy(measure.Predictions(predictions.logits[:300], predictions.labels[:300]))
@@ -439,7 +437,7 @@ for name, answers in (("resnet", predictions), ("vgg", theirs)):
     print(f"{name:<7} ≈ {100 * estimate.value:.1f}, from ≈ {100 * estimate.low:.1f} to ≈ {100 * estimate.high:.1f} %")
 
 # %% [markdown]
-# Both models saw the same images, and that is worth much. Images that both get right, or both get wrong, say nothing about the difference. Only those on which they *disagree* do. If the models were equally good, each disagreement would be the toss of a coin: that is McNemar's test.
+# Both models saw the same images, and that is worth much. Images that both get right, or both get wrong, say nothing about the difference. Only those on which they *disagree* do. If the models were equally good, each disagreement would be the toss of a coin: that is McNemar's test. Its result is a *p-value*: how often fair coins would fall as unevenly as this, or more so. Below 0.05 one usually says that the difference is no accident.
 
 # %%
 ours, their = predictions.correct, theirs.correct
@@ -457,7 +455,7 @@ assert disagree < 0.3 * len(ours)
 # %% [markdown]
 # ### Trap: a test set that cannot see the difference
 #
-# We ask the same question with 300 images, 200 times over. How often does the test notice what 4,000 images show?
+# We ask the same question with only 300 images, 200 times over, then with 1,000 and with 3,000. How often is p below 0.05, as it is with all 4,000?
 
 
 # %% tags=["trap"]
@@ -481,9 +479,9 @@ assert power[300] < power[3000]
 # %% [markdown]
 # ## 8. One table, one figure
 #
-# Every lesson ends like this: one call that measures everything, with the same images, the same run, timed in turns.
+# Every lesson ends like this: one call that measures everything, with the same images, in the same run, the models timed in turns (A, B, A, B, so that a busy moment hits both). `separable` splits each convolution into two cheap ones, `mlp` has none at all. *Agreement* is the share of images on which a model answers as the first one does, right or wrong.
 #
-# *Look at:* `separable` does about a third of the work of `resnet`. Is it three times as fast?
+# *Look at:* `separable` does about a third of the work of `resnet`. Is it three times as fast? In the figure the best place is top left, with a small marker.
 
 # %%
 names = ["resnet", "vgg", "separable", "mlp"]
@@ -513,7 +511,7 @@ print(
 )
 
 # %% [markdown]
-# On most machines it is not, and on some it is slower than the network it should replace: it has more layers, each with little to do for every byte it fetches, and at batch 1 the way from layer to layer costs more than the arithmetic. Lesson 09 takes this apart. And `mlp` has about as many bytes as `separable` and a small fraction of its MACs, but reads far worse: the cheapest number is never the whole answer.
+# It is not, and often it is even slower than the network it should replace: its layers do little for every byte they fetch, and at batch 1 the fixed cost of calling a layer weighs more. Lesson 09 takes this apart. And `mlp` has about as many bytes as `separable` and a small fraction of its MACs, but reads far worse: the cheapest number is never the whole answer.
 #
 # The last line of code in a real project would be `comparison.to_html("report.html")`: one page that a colleague can open anywhere.
 

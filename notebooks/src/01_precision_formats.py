@@ -37,8 +37,8 @@ start()
 
 # %%
 guess_values = None  # how many different numbers, zero and both signs included, does a 4-bit float have?
-guess_lost = None  # percent: how many of the gradients in backpropagation are too small for FP16, and become zero?
-guess_accuracy = None  # points: how much accuracy does our network lose when every weight becomes a 4-bit float?
+guess_lost = None  # percent: of the gradients of activations, how many are too small for FP16, and become zero?
+guess_accuracy = None  # points: what does our network lose with 4-bit floats as weights, 32 sharing a scale (MXFP4)?
 
 # %% [markdown]
 # ## 1. A number is three fields of bits
@@ -92,7 +92,7 @@ print("FP4 E2M1:", four_bits.tolist())
 reveal(guess_values, len({*four_bits.tolist(), *(-four_bits).tolist()}), what="different numbers in 4 bits")
 
 # %% [markdown]
-# Sixteen codes, but zero has two of them (plus and minus). The spacing doubles from octave to octave: a float has the same *relative* error everywhere, where an integer has the same *absolute* error everywhere. The table shows the trade: exponent bits buy range, mantissa bits buy fineness.
+# Sixteen codes, but zero has two of them (plus and minus). The spacing doubles from octave to octave (from one power of two to the next): a float has the same *relative* error everywhere, where an integer has the same *absolute* error everywhere. The table shows the trade: exponent bits buy range, mantissa bits buy fineness.
 
 # %%
 rows = []
@@ -134,12 +134,12 @@ print(nearest_by_table(x, four_bits).tolist())
 # That is slow: eight comparisons for each number, 127 for FP8. There is a beautiful trick. A float32 has 24 significant bits. If we add a number so large that only steps of 0.5 are left, the processor's own addition rounds, to nearest even, as the standard demands. Then we subtract it again.
 
 # %%
-big = 1.5 * 2**22  # from here to 2^23 the steps of float32 are 0.5 wide
+big = 1.5 * 2**22  # from 2^22 to 2^23 the steps of float32 are 0.5 wide; the middle leaves room for both signs
 for value in (0.3, 0.25, 0.75, 1.4):
     print(value, "->", (torch.tensor(value) + big - big).item())
 
 # %% [markdown]
-# With the right large number for each octave this rounds to any format, in about ten passes over the data. That is what the package does.
+# With the right large number for each octave this rounds to any format, in a few passes over the data and without a table. That is what the package does. (Only for formats with the exponents of float32, such as BF16, the large number would overflow; there it rounds the bits as an integer.)
 
 # %%
 show_source(round_float)
@@ -185,7 +185,7 @@ assert counter == 256
 # %% [markdown]
 # Above 256 the steps of BF16 are 2 wide, 257 is a tie, and ties go to the even code, which is 256. This is **stagnation**: an update that is small against the weight vanishes, every time. Weights that are trained in BF16 need a float32 copy, or another way of rounding:
 #
-# **Stochastic rounding** goes up with a probability equal to the distance from the value below. One result is worse, the mean is right.
+# **Stochastic rounding** goes up with a probability equal to the distance from the value below, in steps: a third of the way up, one time in three. One result is worse, the mean is right.
 
 # %%
 counter = torch.zeros(1)
@@ -198,7 +198,7 @@ assert 800 < counter < 1200
 # %% [markdown]
 # ### Underflow, and the gradients
 #
-# The third loss is at the other end. Backpropagation sends a gradient through every activation, and only then makes the gradients of the weights. Here are both kinds, for one batch and our trained network.
+# The third loss is at the other end. Backpropagation sends a gradient back through every *activation* (a number that one layer hands to the next), and makes the gradients of the weights from those. Here are both kinds, for one batch and our trained network. *Look at:* how much of each hill lies left of the solid line, where FP16 has no numbers any more.
 
 # %%
 splits = data.load("glyphs")
@@ -248,7 +248,7 @@ assert lost > 0.05 > 10 * too_small(of_activations, 2**12)[0]
 assert too_small(of_weights)[0] < 0.01
 
 # %% [markdown]
-# The gradients of the weights are sums over many places, and large enough. But they are made of those of the activations, and there FP16 loses a good part: each belongs to one pixel of one image in a batch of 256.
+# The gradients of the weights are sums over many places, and large enough. But they are made of those of the activations, and there FP16 loses a good part: each belongs to one pixel of one image in a batch of 256. (The printed shares are of all gradients. Many are exactly zero in any format, because a ReLU let nothing pass; the figure leaves those out, so its left part looks larger.)
 #
 # **Loss scaling** mends it: multiply the loss by a power of two (here $2^{12}$), and every gradient moves to the right by the same distance; divide by it in float32 before the step. If something overflows, skip the step and take a smaller scale. BF16 has the exponents of FP32 and needs none of this, which is why it has won in training.
 
@@ -309,13 +309,13 @@ print([round(value, 2) for value in rounded.tolist()])
 assert rounded.count_nonzero() == 1
 
 # %% [markdown]
-# One outlier of 8, and everybody else is zero. So a few neighbours share a scale, and an outlier spoils only its own block: 32 elements with a power of two (MX), 64 with a float32 (NF4). NF4 also places its 16 values where a bell curve has them. The scales are not free:
+# One outlier of 8, and everybody else is zero. So a few neighbours share a scale, and an outlier spoils only its own block: 32 elements with a power of two (MX: MXFP4 holds E2M1 elements, MXFP6 E2M3, MXFP8 E4M3), 64 with a float32 (NF4). NF4 also places its 16 values where a bell curve has them. In what follows `int8` and `int4` have one scale for the whole tensor, and the plain floats have none. The scales are not free:
 
 # %%
 table(pd.DataFrame({"format": FORMATS, "bits for each element": map(bits_per_element, FORMATS)}), index=False)
 
 # %% [markdown]
-# What is each worth? We round the weights of our network and look at the weights themselves: signal to noise in decibels (6 dB is a factor of two in the error).
+# What is each worth? We round the weights of our network and look at the weights themselves. The **signal-to-noise ratio** compares the size of the numbers $x$ with that of their errors $x - \hat x$, in decibels: $10 \log_{10} \big(\sum x^2 / \sum (x - \hat x)^2\big)$. More is better: 6 dB more is half the error, 0 dB means that the error is as large as the numbers.
 
 # %%
 weights = [module.weight.detach().flatten(1) for module in convolutions]  # one row for each output channel
@@ -340,7 +340,7 @@ assert noise["fp6_e2m3"] < noise["fp6_e3m2"] < noise["mxfp6"]
 print(f"8 bits: fp8_e4m3 ≈ {noise['fp8_e4m3']:.0f}, mxfp8 ≈ {noise['mxfp8']:.0f}, int8 ≈ {noise['int8']:.0f} dB")
 
 # %% [markdown]
-# Read it from below. A 4-bit float without a scale is useless for small weights: most of them round to zero. With a block scale the same element type is respectable. Six bits without a scale are better spent on the exponent; with a scale, on the mantissa. And at 8 bits an integer grid with one scale beats the 8-bit floats: these weights have few outliers, so range is worth less than fineness. On language models it can be the other way round (lesson 04).
+# Read it from below. A 4-bit float without a scale is useless for small weights: most of them round to zero. With a block scale the same element type is respectable. Six bits without a scale are better spent on the exponent (E3M2); with a scale, on the mantissa: MXFP6, with three mantissa bits, beats even FP8 E5M2, which has range in plenty and two. And at 8 bits an integer grid with one scale beats the 8-bit floats: these weights have few outliers, so range is worth less than fineness. Language models have outliers (lesson 04 shows them), and there it can be the other way round.
 #
 # One thing may surprise: MXFP8 is slightly *worse* than plain FP8, though it has a scale for each block. Eight bits have range enough by themselves, and a scale that must be a power of two lets the largest element of a block run beyond 448, where it is cut.
 
@@ -378,7 +378,7 @@ print(
 )
 
 # %% [markdown]
-# Sixteen bits cost nothing here, and neither do eight, as long as there is a scale. At four bits the differences begin; lessons 02 to 04 are about winning them back.
+# Sixteen bits cost nothing here, and eight next to nothing, in any of the formats. At six bits a float without a scale begins to fail, at four it fails outright, while with blocks both still read well. What is lost at four bits and below, lessons 02 to 04 win back.
 #
 # ### Which layers should be left alone?
 #
@@ -413,7 +413,7 @@ assert alone["conv1"] > alone["linear"] + 3
 # %% [markdown]
 # ## 8. For real: files and speed
 #
-# So far we simulated. PyTorch can hold a whole model in FP16 or BF16.
+# So far we simulated. PyTorch can hold a whole model in FP16 or BF16. First the files, then the clock: the whole network, and one large linear layer, both at batch size 32.
 
 # %% [markdown]
 # ### Trap: half the bytes, so twice as fast

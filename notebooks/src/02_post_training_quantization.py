@@ -48,8 +48,8 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 # ## Three guesses, before anything is measured
 
 # %%
-guess_bits = None  # bits: with one scale for each channel, where does rounding cost more than 5 points of accuracy?
-guess_images = None  # how many images must calibration see to be within 1 dB of what a thousand images give?
+guess_bits = None  # bits: with a scale for each channel, at how many bits does rounding cost more than 5 points?
+guess_images = None  # how many images show the ranges of the activations as well (within 1 dB) as a thousand do?
 guess_speed = None  # with integer kernels at batch size 1: how many times as fast as FP32?
 
 # %% [markdown]
@@ -66,7 +66,7 @@ print("scale", round(scale.item(), 3), " zero point", zero_point.item(), " level
 print("back ", [round(value, 3) for value in ((levels - zero_point) * scale).tolist()])
 
 # %% [markdown]
-# Three things to see. Nothing is off by more than half a step (0.1). Zero comes back as exactly zero: this matters, since padding and ReLU make many zeros. And the zero point is an integer, so the range moved a little to make it fit.
+# Three things to see. Nothing is off by more than half a step (0.1). Zero comes back as exactly zero: this matters, since padding and ReLU make many zeros. And the zero point is an integer: here 1.0 / 0.2 is 5 as it stands; where it is not whole, it is rounded, and the range moves by up to half a step.
 #
 # This is **asymmetric** quantization. The **symmetric** kind puts level 0 at 0.0 and uses as much of both sides: simpler arithmetic, and half of the levels unused if the numbers have one sign. *Look at:* where the two grids spend their levels.
 
@@ -171,7 +171,7 @@ first_to_fail = max(bits for bits in (8, 4, 3, 2) if accuracy[bits, "channel"] <
 reveal(guess_bits, first_to_fail, what="rounding fails (5 points, per channel) at", unit="bits")
 
 # %% [markdown]
-# Eight bits cost nothing that we can see; four bits per channel cost about a point; three bits hurt, and two are the end of rounding. Note the price of groups: "4 bits in groups of 32" is **5 bits per weight**, since each group stores a float32 scale. At equal bytes, 4 bits per channel beat 3 bits in groups.
+# Eight bits cost nothing that we can see; four bits per channel cost about a point; three bits hurt, and two are the end of rounding. (The dashed line is FP32.) Note the price of groups: "4 bits in groups of 32" is **5 bits per weight**, since each group stores a float32 scale. At equal bytes, 4 bits per channel beat 3 bits in groups. And 8 bits are not quite a quarter of 32, since scales, biases and the header are in the file too.
 
 # %%
 sizes = weights_only.set_index(["bits", "a scale for each"])["file, bytes"]
@@ -195,7 +195,7 @@ print(f"FP32 {float_bytes:,} bytes, 8 bits per channel {sizes[8, 'channel']:,} b
 #
 # ### Trap: dynamic quantization that skips every convolution
 #
-# PyTorch's old `quantize_dynamic` (torch.ao, deprecated since 2.10) took a network like ours, returned it, and said nothing. Ours says what it did.
+# PyTorch's old `quantize_dynamic` (in torch.ao, deprecated: its own warning names torch 2.10 as the release that removes it) takes a network like ours, returns it, and says nothing. Ours says what it did.
 
 # %% tags=["trap"]
 dynamic = q.quantize_dynamic(model)
@@ -211,7 +211,7 @@ assert done < 0.05 * sum(shares.values())
 # %% [markdown]
 # ## 4. Fold the batch norm
 #
-# In eval mode a batch norm multiplies each channel by a constant and adds another, and so does a convolution. One can do both:
+# In eval mode a batch norm subtracts the running mean $\mu$ of each channel, divides by its running deviation (variance $\sigma^2$, and a small $\epsilon$ against zero), multiplies by a learned $\gamma$ and adds a learned $\beta$. All of these are constants, so one convolution with another weight and bias can do both:
 #
 # $$\gamma \, \frac{(w \cdot x + b) - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta = (k w) \cdot x + \big(k (b - \mu) + \beta\big), \qquad k = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}$$
 
@@ -227,7 +227,7 @@ assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.model.mod
 # %% [markdown]
 # ## 5. Integers all the way
 #
-# A product of two quantized numbers is $s_a (a - z_a) \cdot s_w w$: the scales come out of the sum, and what is left is whole numbers. Eight bits times eight bits are sixteen, and thousands of them fit into 32.
+# An activation with level $a$, scale $s_a$ and zero point $z_a$ stands for $s_a (a - z_a)$, a symmetric weight with level $w$ for $s_w w$. In a sum of their products the scales come out in front, and what is left is whole numbers. Eight bits times eight bits are sixteen, and thousands of them fit into 32.
 
 # %%
 a = q.quantize(torch.tensor([0.4, 1.0, 0.1]), symmetric=False)  # activations, after a ReLU
@@ -237,7 +237,7 @@ print("levels", a.levels.tolist(), "times", w.levels.tolist(), "=", total.item()
 print(f"in floats again {(total * a.scale * w.scale).item():.4f}, exactly it would be {0.4 * 0.5 - 0.2 + 0.09:.4f}")
 
 # %% [markdown]
-# The sum must become an 8-bit activation of the *next* layer: multiply by $M = s_a s_w / s_y$, round, add the zero point. $M$ is a float below 1. A chip without floats takes an integer of 31 bits and a shift instead:
+# The sum must become an 8-bit activation $y$ of the *next* layer: multiply by $M = s_a s_w / s_y$, round, add the zero point. (Say that $y$ runs from 0 to 1; then $s_y$ is 1/255 and the zero point 0.) $M$ is a float, nearly always below 1. A chip without floats takes an integer of 31 bits and a shift to the right instead; half of what is shifted away is added first, so that the shift rounds:
 
 # %%
 m = (a.scale * w.scale / (1 / 255)).item()
@@ -273,7 +273,7 @@ print(f"{activations.numel():,} values, ≈ {100 * (activations == 0).float().me
 # - *mean squared error*: whatever loses least;
 # - *entropy*: the clipped histogram that tells least apart from the original (Kullback-Leibler).
 #
-# Each sees one batch at a time and keeps a few numbers or a histogram, so memory does not grow. *Look at:* where they cut, with 8 bits and with 4.
+# Each sees one batch at a time and keeps a few numbers or a histogram, so memory does not grow. *Look at:* where they cut. Each line shows the cut for 8 bits and the signal to noise that it gives, then the same two for 4 bits.
 
 # %%
 rows = []
@@ -311,13 +311,13 @@ assert by["cut, 8 bits"].max() == by.loc["minmax", "cut, 8 bits"]
 #
 # ### Trap: calibrating in train mode
 #
-# "Run a few batches through the model" sounds harmless. In train mode the batch norms update their statistics with every batch, even under `no_grad`.
+# "Run a few batches through the model" sounds harmless. In train mode the batch norms update their statistics with every batch, even under `no_grad`. Here all batches show one letter, as they may where a folder is read class by class.
 
 # %% tags=["trap"]
 careless = checkpoints.load("resnet").train()
-zeros = splits.train.take((splits.train.labels == 0).nonzero().flatten()[:512]).inputs()  # 512 pictures of a "0"
+letter_a = splits.train.take((splits.train.labels == 0).nonzero().flatten()[:512]).inputs()  # class 0 is "A"
 with torch.no_grad():
-    [careless(part) for part in zeros.split(16)]
+    [careless(part) for part in letter_a.split(16)]
 lost = score(careless.eval())
 print(f"nothing quantized yet, and the logits are at ≈ {lost[0]:.0f} dB, the accuracy at ≈ {lost[1]:.0f} %")
 assert lost[1] < float_accuracy - 10
@@ -390,12 +390,12 @@ assert means[1] < means[1000] - 1
 assert skew["low contrast"][0] < skew["256 images"][0] - 6
 
 # %% [markdown]
-# "About 100 samples" is good advice, and generous for this network. *Which* images is the real question: a set of low contrast gives ranges that are too small, everything else is clipped, and no number of such images helps.
+# "About 100 samples" is good advice, and generous for this network. *Which* images is the real question. One font does no harm, one class costs some decibels. A set of low contrast gives ranges that are too small, so that ordinary images are clipped; noise is no letter at all. No number of such images helps.
 
 # %% [markdown]
 # ## 9. For real: ONNX Runtime
 #
-# ONNX Runtime executes integers. We export the float network and let its own tool quantize it: *static*, activations as unsigned 8 bits, weights as signed 8 bits per channel. (That is not its default, which is signed activations and a scale per tensor: on x86 the slow one. Lesson 11 shows why.)
+# ONNX is a file format for networks, and ONNX Runtime, which runs such files, really computes with integers. We export the float network and let its own tool quantize it: *static*, activations as unsigned 8 bits, weights as signed 8 bits per channel. (That is not its default, which is signed activations and a scale per tensor: on x86 the slow one. Lesson 11 shows why.)
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -447,11 +447,11 @@ print(f"ours, min-max, plain     ≈ {score(plain)[0]:.1f} dB; as above ≈ {sco
 assert score(static)[0] > score(plain)[0] + 1
 
 # %% [markdown]
-# With min-max ranges and nothing else, ours and theirs are about equal, as they should be: the same grids in the same places. The two decibels more come from `refine`, which chooses weight scales and corrects biases by the error of each layer's output. And do you see that entropy and min-max are the same? That is no accident.
+# With min-max ranges and nothing else, ours and theirs are about equal, as they should be: the same grids in the same places. What ours has more comes from `refine`, which chooses weight scales and corrects biases by the error of each layer's output. And do you see that entropy and min-max are the same? That is no accident.
 #
 # ### Trap: an entropy calibration that calibrates nothing
 #
-# ONNX Runtime's entropy method compares histograms of 128 bins, clipped at 128 or more bins, after merging them into 128 levels. With one batch there is exactly one candidate: the whole range. With more batches the bins grow in number, and with them a few candidates; so the range depends on the batch size. Ours has thousands of bins, and every batch falls into the same ones.
+# ONNX Runtime's entropy method sorts all the values into 128 bins, merges them into 128 levels, and may cut only where at least 128 bins are left. So there is exactly one candidate, the whole range, and that is min-max. Ours has thousands of bins to choose from, and every batch falls into the same ones, so that the range does not depend on how the images were cut into batches.
 
 # %% tags=["trap"]
 print(
@@ -502,7 +502,7 @@ print(f"torchao PT2E ≈ {measure.sqnr_db(reference.logits, converted):.1f} dB")
 # %% [markdown]
 # ## 10. Below eight bits: round better
 #
-# Rounding to nearest is the best one can do for *one weight*. It is not the best for the *sum* that a layer computes. Three methods, on the network that suffers most: depthwise-separable, with nine weights to a channel, one scale for each tensor, 4 bits.
+# Rounding to nearest is the best one can do for *one weight*. It is not the best for the *sum* that a layer computes: two weights of 0.4 steps with equal inputs should give 0.8, rounding both to nearest gives 0, and one up, one down gives 1. Three methods, on the network that suffers most: depthwise-separable, with nine weights to a channel, one scale for each tensor, 4 bits.
 #
 # - **Cross-layer equalization**: divide a channel by $s$ in one layer, multiply it by $s$ in the next. The function is the same, and the channels get equal ranges.
 # - **Bias correction**: rounding moves the mean of a layer's outputs. Measure by how much, take it off the bias.
@@ -526,9 +526,9 @@ for name, percent in steps.items():
 assert steps["as it is"] + 10 < steps["equalized"] < steps["equalized, bias corrected"]
 
 # %% [markdown]
-# From useless to a loss of about two points, without one label and without one more bit. With a scale for each channel the gain is smaller, since that does the same by brute force.
+# From a loss of some thirty points to one of about two, without one label and without one more bit. With a scale for each channel the gain is smaller, since that does the same by brute force.
 #
-# **AdaRound** goes further: for each weight it decides *up or down*, so that the layer's output on real inputs is right. It is a small optimization for each layer, with a soft choice that is driven to 0 or 1.
+# **AdaRound** goes further: for each weight it decides *up or down*, so that the layer's output on real inputs is right. Each weight is its lower level plus a number $h$ between 0 and 1; gradient descent chooses all the $h$ of a layer so that its output differs least from the float layer's, while a penalty drives each to 0 or 1 in the end. (*Nearest, clipped* rounds to nearest too, on a range that is cut where the squared error of the weights is least.)
 
 # %%
 rows = {}
@@ -619,7 +619,7 @@ assert mixed["exact"][1] > mixed["uniform 3"][1]
 assert mixed["exact"][0] > mixed["uniform 3"][0]
 
 # %% [markdown]
-# Same bytes, more accuracy. The prediction (errors of single layers, added up) is rough, but good enough to choose by. In hardware each width needs a kernel, so a phone may offer 4 and 8 bits only; the method is the same.
+# Same bytes, more accuracy, and here greedy is as good as exact. The prediction (errors of single layers, added up) is rough, but good enough to choose by. In hardware each width needs a kernel, so a phone may offer 4 and 8 bits only; the method is the same.
 
 # %% [markdown]
 # ## 12. The whole lesson in one table
@@ -666,6 +666,8 @@ assert percent["W2.5 AdaRound"] > percent["W3 nearest"] + 5
 assert small < float_bytes / 10
 
 # %% [markdown]
+# W8A8 lost nothing that these test images could show: its p is above 0.05. The others did lose something, AdaRound less than a point, in a file of about a tenth of the size.
+#
 # ## Does it work on other networks?
 #
 # The same call on a network that was not made for this course, with random weights (the plumbing is what is tested). What stays in floating point is listed, never hidden.
@@ -682,7 +684,7 @@ with torch.no_grad():
 # ## Exercises
 #
 # ### 02.1 Lay a grid over a range
-# *10 minutes, difficulty 1 of 3.* Write `grid_of(minimum, maximum, bits)`: the scale and the zero point of the asymmetric grid with levels 0 to $2^{bits} - 1$. The range may not contain 0: widen it first.
+# *10 minutes, difficulty 1 of 3.* Write `grid_of(minimum, maximum, bits)`: the scale and the zero point of the asymmetric grid with levels 0 to $2^{bits} - 1$. Where the range does not contain 0, widen it first, so that it does.
 #
 # <details><summary>Hint</summary>How many <em>steps</em> are there between 256 levels? Which level does 0.0 get?</details>
 
@@ -829,7 +831,7 @@ quiz("02")
 #
 # ## Next
 #
-# Weights of 2 bits lost points here, and the activations still had 8. Lesson 03 trains the network on the grid, with both at 2 bits.
+# Weights of 2 bits lost points here, although the activations stayed floats. Lesson 03 trains the network on the grid, with both at 2 bits.
 
 # %%
 lesson_done = True

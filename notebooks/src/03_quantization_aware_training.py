@@ -8,7 +8,7 @@
 # **Afterwards you can**
 # - train through a function that has no slope, and say what you pretend while doing so;
 # - learn the step of a grid together with the weights (LSQ);
-# - prepare, train, freeze and convert a network, with the same predictions in integers;
+# - prepare, train and convert a network, with the same predictions in integers, and say what to freeze;
 # - tell when training is worth it, and when rounding was enough.
 #
 # In lesson 02 the network was finished, and then rounded. Now it is trained *knowing* that it will be rounded: every forward pass uses the rounded weights and activations, and the weights move to places from which rounding does no harm.
@@ -128,16 +128,16 @@ assert 0.4 < share < 0.8
 assert late > 5
 
 # %% [markdown]
-# It never arrives: it sits at the edge between two levels and **oscillates**, and on average it gets what it wants. A falling rate makes the zigzag beneath smaller, but the rounded weight goes on jumping: on which side it ends is decided by the last step. A network is full of such weights. (Nagel and others, 2022, freeze weights that jump too often. Here the lie of the straight-through estimator shows.)
+# It never arrives: it sits at the edge between two levels and **oscillates**, and on average it gets what it wants: 1 in 60 % of the steps, 0 in the rest. A falling rate (right of the grey line) makes the zigzag beneath smaller, but the rounded weight goes on jumping: on which side it ends is decided by the last step. A network is full of such weights. (Nagel and others, 2022, freeze weights that jump too often. Here the lie of the straight-through estimator shows.)
 
 # %% [markdown]
 # ## 2. Learn the step too
 #
-# Who chooses the scale? So far the largest weight did, or a moving average of the activations. **LSQ** (Esser and others, 2019) makes the step $s$ a parameter. Its derivative follows from the same lie:
+# Who chooses the scale? So far the largest weight did, or a moving average of the activations. **LSQ** (Esser and others, 2019) makes the step $s$ (our scale) a parameter. Let $v$ be a weight, $\hat v$ what it is rounded to, and $-Q_N$ and $Q_P$ the lowest and the highest level of the grid (here -3 and 3). How $\hat v$ answers to $s$ follows from the same lie:
 #
 # $$\frac{\partial \hat v}{\partial s} = \begin{cases} -v/s + \mathrm{round}(v/s) & \text{inside} \\ -Q_N & \text{below} \\ Q_P & \text{above} \end{cases}$$
 #
-# Inside it is the rounding error, in steps: near a level nothing changes, half-way between two it is largest. Outside, the clipped values pull at the end of the grid.
+# Inside it is the rounding error, in steps: near a level nothing changes, half-way between two it is largest. Outside, the clipped values pull at the end of the grid. *Look at:* the sawtooth, and how much stronger the clipped values pull.
 
 # %% tags=["slide"]
 v = torch.linspace(-2.2, 2.2, 881, requires_grad=True)
@@ -157,7 +157,7 @@ print("autograd and the paper's formula agree on", len(slope), "values")
 show_source(q.LSQ.forward)
 
 # %% [markdown]
-# Many weights share one step, so its gradient is a sum over thousands; the paper scales it by $1/\sqrt{N Q_P}$ so that steps and weights learn equally fast. (With plain gradient descent that matters. Adam divides every gradient by its own size, so there the factor cancels.) Where does the step start? The paper starts from a formula (exercise 03.3), our package from the step of least squared error.
+# Many weights, $N$, share one step, so its gradient is a sum over thousands; the paper scales it by $1/\sqrt{N Q_P}$ so that steps and weights learn equally fast. (With plain gradient descent that matters. Adam divides every gradient by its own size, so there the factor cancels.) Where does the step start? The paper starts from a formula (exercise 03.3), our package from the step of least squared error.
 
 # %% [markdown]
 # ## 3. Prepare a network
@@ -171,7 +171,7 @@ show_source(q.LSQ.forward)
 # %%
 splits = data.load("glyphs")
 network = checkpoints.load("resnet")
-images, few = splits.train.take(6000), splits.train.take(2000)  # the same for all that are compared
+images, few = splits.train.take(6000), splits.train.take(2000)  # the same for all that are trained
 calibration = list(splits.train.take(256).batches(64))
 prepared = q.prepare_qat(network, calibration, weight_bits=2, activation_bits=2)
 print("layers by the bits of their weights:", pd.Series(prepared.weight_bits).value_counts().to_dict())
@@ -185,7 +185,7 @@ print("what is trained beneath:     ", [round(value, 3) for value in beneath[0].
 assert len(layer.weight[0].unique()) <= 4
 
 # %% [markdown]
-# The layer computes with a handful of values; beneath lie floats, and they receive the gradients. Nothing else has changed, so any training loop will do.
+# The layer computes with four values, the levels -2 to 1 times its step; beneath lie floats, and they receive the gradients. Only the biases stay in floats altogether. Nothing else has changed, so any training loop will do.
 #
 # ### Trap: the optimizer of the old model
 #
@@ -231,7 +231,7 @@ reveal(guess_two, sum(learned) / 3, what="accuracy at 2 bits after training", un
 assert min(learned) > before + 40
 
 # %% [markdown]
-# Two bits are four values for each weight and four for each activation. Rounded, the network was lost; trained for seconds, it reads again. How much of this is LSQ's learned step? The same training, with ranges that follow the largest values, and only the straight-through estimator:
+# Two bits are four values for each weight and four for each activation. Rounded, the network was lost; trained for seconds, it reads again. How much of this do LSQ's steps do? The same training, with steps that are not learned but follow the largest values, and only the straight-through estimator:
 
 # %%
 plain = q.prepare_qat(network, calibration, weight_bits=2, activation_bits=2, method="ste")
@@ -243,11 +243,11 @@ assert max(by_ste) < min(learned) - 10
 assert zeros > 0.7
 
 # %% [markdown]
-# Almost all of it. On a symmetric grid of 2 bits that reaches up to the largest weight, most weights round to zero, and a network of zeros has little to learn from. The step has to shrink, and only LSQ lets it.
+# All of it: without them nothing is learned. On a symmetric grid of 2 bits that reaches up to the largest weight, most weights round to zero, and a network of zeros has little to learn from. The step must be smaller. Our LSQ starts it smaller, from the least squared error, and then lets the loss decide.
 #
 # ## 5. Rounding against training
 #
-# Now fairly: weights *and* activations at 8, 4, 3 and 2 bits, the same images for both sides, 6,000 now, three seeds for whatever depends on luck. Rounding gets its best methods too: ranges of least squared error, and AdaRound for the weights. Nothing is chosen by this table, so it may look at the test split.
+# Now at every width: weights *and* activations at 8, 4, 3 and 2 bits (both ends at 8 on either side), and three seeds for training. Training sees 6,000 images with their labels, once. Rounding gets its best methods, ranges of least squared error and AdaRound for the weights, and the 256 images that calibrate, without labels. Nothing is chosen by this table, so it may look at the test split.
 
 # %%
 folded = q.fold_batchnorm(network).model
@@ -318,7 +318,7 @@ print(
 # Four things are in this table:
 #
 # - At **8 bits** there is nothing to win. QAT at 8 bits mostly costs time.
-# - At **4 bits** there is little to win, at **3 bits** training beats rounding to nearest by several points. Against AdaRound, which needs no labels, it is level within a point or so: whoever shows QAT far ahead here compares it with careless rounding.
+# - At **4 bits** there is little to win, at **3 bits** training beats rounding to nearest by several points. Against AdaRound, which saw a small part of the images and no label, it is level within a point or so: whoever shows QAT far ahead here compares it with careless rounding.
 # - At **2 bits** training is worth its price. AdaRound can repair weights, but not activations of four values.
 # - The control, trained in floats for the same steps, gains nothing. What training wins is won back from rounding.
 #
@@ -341,7 +341,7 @@ assert max(all_two) < min(learned) - 2
 #
 # ### Trap: observers that never freeze
 #
-# In the older kind of QAT an **observer** follows the range of each activation with a moving average. If it goes on in evaluation, every look at the validation set changes the model. Here is one that follows in eval mode too, shown images that are four times too bright; and ours, shown the same.
+# In the older kind of QAT an **observer** follows the range of each activation with a moving average. If it goes on in evaluation, every look at the validation set changes the model. Here is one that follows in eval mode too: its range was 0 to 1, and evaluation shows it values of 4. And ours, shown the same.
 
 
 # %% tags=["trap"]
@@ -363,7 +363,7 @@ for kind in (NeverFrozen, q.FakeQuantize):
 assert quantizer.scale.item() == torch.tensor(1 / 15).item()  # ours stayed
 
 # %% [markdown]
-# `freeze` goes further: for the last part of the training it stops ranges and steps in train mode too, so that the weights settle on a grid that holds still.
+# The package's `freeze` goes further: it gives a copy whose ranges and steps stand still in train mode too. That is for the last part of a long training, so that the weights settle on a grid that no longer moves. Ours are too short to need it.
 #
 # ### In stages?
 #
@@ -385,7 +385,7 @@ assert sum(staged) / 3 < sum(learned) / 3 + 1
 #
 # ## 7. Convert
 #
-# Training is over. `convert` throws the floats beneath away and stores the integers. The predictions have to be the same.
+# Training is over. `convert` throws the floats beneath away and stores the integers (0 to 3 here, with a zero point of 2 for the levels -2 to 1). The predictions have to be the same.
 
 # %%
 trained = models[2][0]
@@ -459,7 +459,7 @@ assert at["FP32"] - 3 < at["W4A4 trained"] < at["FP32"] + 1
 assert at["W2A2 trained"] > 65
 
 # %% [markdown]
-# The accuracy is that of integers, but nothing here ran on integers yet: a CPU has no instructions for 2 bits. Lesson 11 exports.
+# Four bits cost a good point at a seventh of the size, two bits more than ten points at a twelfth, and both losses are far beyond luck. The accuracy is that of integers, but nothing here ran on integers yet: a CPU has no instructions for 2 bits. Lesson 11 exports.
 
 # %% [markdown]
 # ## Exercises

@@ -3,7 +3,7 @@
 #
 # **Time:** 90 minutes with the exercises, 50 without. **Runs in:** one to two minutes, without a network or a GPU.
 #
-# **Before you start** you should have done lesson 02: grids, groups, calibration, and why rounding weights one by one is not the best.
+# **Before you start** you should have done lesson 02: grids, groups, calibration, and why rounding weights one by one is not the best. What a transformer is, section 1 says in a paragraph.
 #
 # **Afterwards you can**
 # - find outlier channels, and move them where they do no harm (SmoothQuant, AWQ);
@@ -48,14 +48,14 @@ logging.disable(logging.WARNING)
 # ## Three guesses, before anything is measured
 
 # %%
-guess_three = None  # perplexity of our model is about 3.0; what is it with 3-bit weights, rounded to nearest?
-guess_outlier = None  # how many times larger may three channels of 96 be before 8-bit activations ruin the model?
-guess_cache = None  # percent: how much of the cache of keys and values do we save with 4 bits, scales counted?
+guess_three = None  # our model hesitates among 3.0 letters (its perplexity); with 3-bit weights, among how many?
+guess_outlier = None  # and with 8-bit activations, three of every 96 of which are 60 times too loud?
+guess_cache = None  # percent: of what it keeps about earlier letters (its cache), how much do 4 bits save?
 
 # %% [markdown]
 # ## 1. A small GPT, and how unsure it is
 #
-# Four blocks, 0.5 million weights, trained on the language reference that comes with Python. It reads and writes bytes. Here is a piece of its writing.
+# Its *tokens*, the pieces of text it reads and writes, are single bytes. An **embedding** turns each into 96 numbers, the channels. Four **blocks** work on them, each in two parts with a **layer norm** in front, which brings the channels to a common size: *attention*, where each token compares a *query* with the *keys* of the tokens before it and takes a mix of their *values*, and a small network of two linear layers (an MLP). At the end a linear layer, the *head*, gives every possible next byte its chance. It has 0.5 million weights, trained on the language reference that comes with Python. Here is a piece of its writing.
 
 # %% tags=["nbval-ignore-output"]
 splits = data.load("python-docs")
@@ -88,7 +88,7 @@ assert 2.8 < float_ppl < 3.2
 # %% [markdown]
 # ## 2. Rounding to nearest, group by group
 #
-# Weights only, asymmetric, one scale and one zero point for each group of 32. The embedding stays as it is: it is read one row at a time. *Look at:* how suddenly it goes wrong.
+# Weights only, asymmetric, one scale and one zero point for each group of 32. The embedding, which is also the head, and the table of positions stay as they are. *Look at:* how suddenly it goes wrong.
 
 # %%
 options = {"group_size": 32, "symmetric": False, "skip": ["embed", "pos_embed"]}
@@ -135,7 +135,7 @@ for name, rounded in (("one by one", [0.0, 0.0]), ("GPTQ", [0.0, 1.0])):
     print(f"{name:<10} mean squared error {((x @ (w - torch.tensor(rounded))) ** 2).mean():.2f}")
 
 # %% [markdown]
-# The matrix of mean products $H = \mathbb{E}[x x^T]$ is all that is needed (it is the Hessian of the squared error, up to a factor). **GPTQ** (Frantar and others, 2022) does this for every column in turn: round it, then move all columns still to come by what $H^{-1}$ says. In a few lines, for a weight of any size:
+# The matrix of mean products $H = \mathbb{E}[x x^T]$ is all that is needed. (Up to a factor it holds the second derivatives of the squared error by the weights, and such a matrix is called a *Hessian*.) **GPTQ** (Frantar and others, 2022) does this for every column in turn: round it, then move all columns still to come by what $H^{-1}$ says. Little text may leave $H$ without an inverse, so a hundredth of its mean diagonal is added first (*damping*). In a few lines, for a weight of any size:
 
 
 # %%
@@ -183,7 +183,7 @@ assert same.double().mean() > 0.9
 assert best.error < packaged.error < nearest
 
 # %% [markdown]
-# The few lines and the package agree. (In a few rows the package keeps rounding to nearest, where that happened to be better: it promises never to be worse.) The defaults add three things: columns with strong inputs come first, while many others can still make up for them (*act-order*); scales of least error; and, at the end, two more rounds over all columns.
+# What counts is the error of the layer's *output* on the text that was seen. The few lines and the package agree. (In a few rows the package keeps rounding to nearest, where that happened to be better: it promises never to be worse.) The defaults add three things: columns with strong inputs come first, while many others can still make up for them (*act-order*); scales of least error; and, at the end, two more rounds over all columns.
 #
 # Layer by layer now, each seeing the inputs that the layers quantized before it really give.
 
@@ -217,12 +217,12 @@ assert max(draws) - min(draws) < 0.1
 assert by_text["128 bytes"] > max(draws)
 
 # %% [markdown]
-# Which part of the manual hardly matters, and here even source code will do. How much does: one window of 128 bytes leaves most of $H$ unknown (it has 96 or 384 columns). On large models, whose domains differ more, the kind of text matters too; measure it on yours.
+# Which part of the manual hardly matters, and here even source code will do. How much does: one window of 128 bytes says too little about a matrix of 96 or 384 columns. On large models, whose domains differ more, the kind of text matters too; measure it on yours.
 
 # %% [markdown]
 # ### Trap: GPTQ by name
 #
-# Public code has this algorithm wrong more often than one would think, and it looks right: models come out, perplexity is fair. One test finds it. A layer whose inputs go together, with one loud column of weights, early or late; the error of the outputs over that of rounding to nearest must be well below 1. *ONNX Runtime* (1.31) has a GPTQ, and so has *torchao* (0.18; it demands a GPU, but needs none).
+# A library can have this algorithm wrong and look right: models come out, perplexity is fair. One test finds it. We make a layer whose inputs go together, with one loud column of weights (30 times as large), early or late. The error of its outputs, divided by that of rounding to nearest, must be well below 1. *ONNX Runtime* (1.31) has a GPTQ, and so has *torchao* (0.18; it demands a GPU, but needs none, so we take the demand out of its source). *Look at:* the four lines that the last cell prints; the cells before it only bring three programs to one form.
 
 
 # %% tags=["trap"]
@@ -314,7 +314,7 @@ axes[0].set(ylabel="largest |activation|")
 show(fig, alt="Left, 96 bars of about equal height but one; right, three more bars stand out, sixty times as high")
 
 # %% [markdown]
-# Now 8-bit weights *and* activations (dynamic quantization of lesson 02, one scale for the whole activation or one for each token):
+# Now 8-bit weights *and* activations (dynamic quantization of lesson 02, one scale for the whole activation or one for each token). The third line is the answer to your second guess:
 
 # %%
 w8a8 = {}
@@ -327,9 +327,9 @@ assert w8a8["our model, a scale per tensor"] < float_ppl + 0.05
 assert w8a8["planted, a scale per tensor"] > float_ppl + 1
 
 # %% [markdown]
-# Eight bits, and the model is ruined: three loud channels take the whole range, and the others are left with two or three levels. No scale per channel can help, since a sum runs *over* the channels.
+# Eight bits, and the model is ruined: three loud channels take the whole range, and the others are left with a handful of levels. A scale for each channel would help, and cannot be had: the integers are summed *over* the channels, so one scale must come out in front of the sum.
 #
-# **SmoothQuant** (Xiao and others, 2022) does what we did, backwards: divide a loud channel by $s_j$ in the norm before, multiply its column of weights. How much? A compromise between activations and weights:
+# **SmoothQuant** (Xiao and others, 2022) does what we did, backwards: divide a loud channel by $s_j$ in the norm before, multiply its column of weights. How much? A compromise between the activations $x_j$ of the channel and the weights $W_j$ that read it, by an exponent $\alpha$ between 0 and 1:
 #
 # $$s_j = \max|x_j|^{\alpha} \, / \, \max|W_j|^{1 - \alpha}$$
 
@@ -342,11 +342,11 @@ print(", ".join(f"alpha {alpha}: ≈ {ppl:.3f}" for alpha, ppl in curve.items())
 assert min(curve.values()) < float_ppl + 0.05
 
 # %% [markdown]
-# All of the damage is undone, at no cost while it runs. (Where loud channels have ordinary weights, as in real models, the middle of the range is best and alpha = 0 is worse than nothing. Here the planted weights are small as well, so every alpha does.)
+# All of the damage is undone, at no cost while it runs. (Here the planted weights are small where the channels are loud, so every alpha does. Where loud channels meet ordinary weights, as in real models, alpha = 0 looks at the weights alone and leaves the outliers where they are; the paper takes the middle.)
 #
 # ## 5. AWQ: loud inputs need exact weights
 #
-# For weight-only quantization the same move helps for another reason. A weight that meets a loud input does more damage when it is rounded. **AWQ** (Lin and others, 2023) multiplies such columns before rounding, which makes their rounding error relatively smaller, and divides the input. It searches the exponent, then how far to clip.
+# For weight-only quantization the same move helps for another reason. A weight that meets a loud input does more damage when it is rounded. **AWQ** (Lin and others, 2023) multiplies such columns before rounding, which makes their rounding error relatively smaller, and divides the input. The factor is the loudness of the channel to some power; AWQ tries which power does best, then how far to clip. We compare it with what we had, and with two methods that look at the weights alone and need no text, HQQ and NF4 (more on them below the figure).
 
 # %%
 texts = [list(splits.train.batches(32))[10 + 2 * seed : 12 + 2 * seed] for seed in range(3)]
@@ -395,7 +395,7 @@ assert compared.loc[("NF4", 4), "mean"] < three["mean"].min()
 assert two["mean"].min() > 2 * float_ppl
 
 # %% [markdown]
-# Here everything is rounded, the embedding too, and the calibration text is drawn three times: the bars show how little that matters. Eight bits: nobody needs a method. At 4 and 3 GPTQ leads, AWQ helps, and so does **HQQ**, which needs no data at all: it fits zero points to the weights alone. Those are floats, so it stores the most. **NF4** places its 16 levels where a bell curve has them (lesson 01) and stores its scales in 8 bits: 4.13 bits per weight, as many as the 3-bit methods take here, whose float32 scales for every 32 weights are dear. At that size it wins. At 2 bits no method saves a model with so few weights to spare.
+# Here everything is rounded, the embedding too (so the numbers are worse than in section 3), and the calibration text is drawn three times: the bars, mostly smaller than their markers, show how little that matters. Eight bits: nobody needs a method. At 4 and 3 GPTQ leads. At 3 AWQ helps, and so does **HQQ**, which needs no data at all: it fits zero points to the weights alone. Those are floats, so it stores the most. **NF4** places its 16 levels where a bell curve has them (lesson 01) and stores its scales in 8 bits: 4.13 bits per weight, as many as the 3-bit methods take here, whose float32 scales for every 32 weights are dear. At that size it wins. At 2 bits no method saves a model with so few weights to spare.
 #
 # And with planted outliers, at 4 bits:
 
@@ -413,7 +413,7 @@ assert planted["HQQ"] > planted["nearest"]
 # %% [markdown]
 # ## 6. The cache of keys and values
 #
-# To write a token, attention needs the keys and values of all tokens before it. They are kept, and at long contexts this **cache** is larger than the weights. Keys have loud channels that stay loud, so they get a scale for each channel; values get one for each token (Liu and others, 2024).
+# To write a token, attention needs the keys and values of all tokens before it. They are kept, and at long contexts this **cache** is larger than the weights. In large models keys have loud channels that stay loud, so keys get a scale for each channel; values get one for each token (Liu and others, 2024). We write token by token, on the first 64 windows only, so the perplexity is not the one of section 1.
 
 # %%
 windows, targets = (torch.cat([pair[i] for pair in held_out[:2]]) for i in (0, 1))
@@ -492,7 +492,7 @@ print("FLOPs for each byte:", intensity)
 assert intensity["FP32, 1 at once"] < 1 < intensity["4 bits, 1 at once"] < 4
 
 # %% [markdown]
-# The fewer tokens at once, the more the bytes count. In the picture, the roofline of lesson 00: for a single token FP32 does half a FLOP for each byte, far left, where only bandwidth counts (a point above the sloping roof got its bytes from a cache). Four bits move the point to the right and so up. With 64 tokens bytes no longer matter: FP32 is at its flat roof, and what lifts the 4-bit points above it is that this kernel multiplies 8-bit integers. On a GPU it is the same, with larger numbers.
+# The fewer tokens at once, the more the bytes count. In the picture, the roofline of lesson 00: for a single token FP32 does half a FLOP for each byte, far left, where only bandwidth counts (a point above the sloping roof got its bytes from a cache). Four bits move the point to the right and so up. With 64 tokens all points are right of the ridge, where bytes no longer matter; what can still lift 4 bits above the flat roof of FP32 is that this kernel multiplies 8-bit integers. A GPU has a roof of the same shape, at larger numbers.
 #
 # What became of the tools that tutorials name? AutoGPTQ and AutoAWQ are archived; GPTQModel, llm-compressor and torchao live on, all made for GPUs.
 
@@ -573,7 +573,7 @@ for name in ("llama", "qwen2", "opt", "gpt2"):
 # %% [markdown]
 # ## 10. The whole lesson in one table
 #
-# The test split of the text, once. Embeddings stay in floats, files are files.
+# The test split of the text, once: other topics than before, and harder ones, also for FP32. Embeddings stay in floats. The intervals are wide because some pages are much harder than others; but every row reads the same pages, so compare rows as in lesson 00, in pairs: the intervals alone would hide most of the differences.
 
 # %%
 test = list(splits.test.batches(32))
@@ -734,7 +734,7 @@ quiz("04")
 # - **SmoothQuant** moves them so that 8-bit activations work, **AWQ** so that important weights are rounded well.
 # - **GPTQ** needs only the mean products of a layer's inputs, and lets later columns make up for earlier ones.
 # - Count scales, zero points, embeddings and the cache. "4 bits" is rarely 4.
-# - Fewer bytes make single tokens faster; prompts hardly.
+# - Fewer bytes make single tokens faster where a kernel unpacks them on the way, prompts much less.
 #
 # ## Sources
 #

@@ -11,7 +11,7 @@
 # - repair a pruned network in seconds, without training;
 # - tell how parameters, operations and milliseconds differ, on your machine.
 #
-# Lesson 05 ended with a network that is 90 % zeros and not a microsecond faster. Dense kernels do not see zeros. They see shapes. So here the shapes change.
+# Lesson 05 ended with a network that is 90 % zeros and, in a dense kernel, not a microsecond faster. Dense kernels do not see zeros. They see shapes. So here the shapes change.
 
 # %% tags=["setup"]
 import copy
@@ -54,7 +54,7 @@ guess_repair = None  # percent: half of the operations removed, no training, onl
 # %% [markdown]
 # ## 1. A mask on a filter saves nothing
 #
-# PyTorch can prune whole filters, `ln_structured`. *Look at:* what the network weighs and does before and after.
+# A **filter** is the part of a convolution's weight that makes one output channel. PyTorch can set whole filters to zero with `ln_structured`. *Look at:* parameters, MACs and bytes before and after.
 
 # %%
 splits = data.load("glyphs")
@@ -87,7 +87,7 @@ assert cost(network) == cost(zeroed)
 #
 # ## 2. A channel is more than a filter
 #
-# To take channel 1 of a convolution out, its filter has to go. And its bias, if there is one. And its four numbers in the batch norm behind. And, in the *next* convolution, the slice of every filter that reads it. By hand, on two small layers:
+# To take channel 1 of a convolution out, its filter has to go. And its bias, if there is one. And its four numbers in the batch norm behind (weight, bias, mean and variance). And, in the *next* convolution, the slice of every filter that reads it. By hand, on two small layers, from 4 channels to 3:
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -130,6 +130,8 @@ print("added, who meets whom:      ", list(zip(numbers.flatten().tolist(), other
 
 # %% [markdown]
 # Where two numbers meet, they are one channel from now on and go together (*union-find*). A convolution reads numbers and gives out new ones; a layer norm needs all of them, so they stay; and what is not understood keeps everything that it touches, and says so. After that the package tries it out: it removes something, runs the smaller model with the numbers that are left, and looks whether they still meet as before.
+#
+# We try it on a small block. *Look at:* what one *unit* (one channel, with all that goes with it) takes along: after each tensor and axis stands the number of slices. Units of one layer form a *group*.
 
 
 # %%
@@ -158,11 +160,11 @@ print("stays:", found.unprunable)
 assert set(found.groups) == {"first.weight", "side.weight"}
 
 # %% [markdown]
-# Each unit of `first` takes one row of `first` and of `second` with it (they meet in the addition), a column of `second` and of `side`, and 16 columns of the head, one for each pixel. Nobody told it what a residual connection is.
+# Each unit of `first` takes one row of `first` and of `second` with it (they meet in the addition), a column of `second` and of `side`, and 16 columns of the head, one for each pixel. The outputs of the head stay: they are the answer. Nobody told it what a residual connection is.
 #
 # ### Trap: one side of an addition
 #
-# The shortcut is the place where hand-made pruning goes wrong. Here someone prunes both convolutions of a shortcut to half, each by its *own* smallest filters. All shapes fit, the network runs.
+# The shortcut is the place where hand-made pruning goes wrong. Here someone prunes both convolutions of a shortcut to half, each by its *own* smallest filters. All shapes fit, the network runs. What is added to what?
 
 # %% tags=["trap"]
 torch.manual_seed(0)
@@ -185,11 +187,11 @@ except p.FunctionChanged as error:
 assert kept["first"] != kept["second"]
 
 # %% [markdown]
-# `assert_same_function` is the test that matters: pruned and masked must agree to rounding. A test that only runs the model would have passed.
+# `assert_same_function` is the test that matters: pruned and masked must agree to rounding. It turned the wrong one down. A test that only runs the model would have passed it.
 #
 # ## 4. Half of all channels
 #
-# Now the whole ResNet.
+# Now the whole ResNet: half of each of its groups. *Look at:* how much is left.
 
 # %%
 pruned = p.prune_channels(network, image, ratio=0.5)
@@ -204,9 +206,9 @@ assert 20 < left[0] < 30 and 20 < left[1] < 30
 assert same.error < 1e-12 < same.moved
 
 # %% [markdown]
-# Half of the channels is a quarter of the parameters: a weight goes when its input *or* its output goes, so $(1 - 0.5)^2$ is left. Whoever wants half of the work removes 30 % of the channels.
+# Half of the channels is a quarter of the parameters: a weight goes when its input *or* its output goes, so $(1 - 0.5)^2$ is left. Whoever wants half of the work removes 30 % of the channels, since $0.7^2 \approx 0.5$.
 #
-# And the time? Parameters, operations and milliseconds at three ratios:
+# And the time? Parameters, MACs and time at three ratios, all in percent of the whole network:
 
 # %%
 ratios = (0.0, 0.3, 0.5, 0.75)
@@ -235,9 +237,9 @@ show(fig, alt="Parameters and MACs fall together as a square; latency at batch 1
 assert share.loc[0.5, "1 threads, batch 1"] > share.loc[0.5, "MACs"]
 
 # %% [markdown]
-# Three quarters of the operations are gone, and a single image is far from four times as fast. A call of a layer has a price of its own, and small products keep a processor less busy than large ones. With 32 images the time comes nearer to the operations. So ask which time you want to save, and measure that one.
+# With half of the channels three quarters of the MACs are gone, and a single image is far from four times as fast. A call of a layer has a price of its own, and small products keep a processor less busy than large ones. With 32 images, and much removed, the time comes nearer to the MACs, but never near. So ask which time you want to save, and measure that one.
 #
-# `round_to=8` keeps numbers of channels that kernels like, `minimum` keeps a layer alive, `prune_to` meets a target:
+# `prune_to` meets a target for MACs or parameters; `round_to=8` rounds the numbers of channels that stay up to multiples of 8, which many kernels like:
 
 # %%
 for measure_by in ("macs", "parameters"):
@@ -253,7 +255,14 @@ print("channels with round_to=8:", sorted({m.out_channels for m in eights.module
 # %% [markdown]
 # ## 5. Which channels, and what then?
 #
-# Half of the operations, chosen by four scores (lesson 07), and four ways to go on: nothing; count batch norm's statistics again; **reconstruction**, which fits the weights of each layer by least squares to what the original network gave (512 images, no labels, no gradients; He and others, 2017); or one pass of training over 1,500 images.
+# We remove half of the MACs in four ways. *L2, by group* takes the same share of each group, the channels of the smallest weights; *L2, over all* takes the lowest of the whole network. *Taylor* and *Fisher*, scores from gradients on 384 labelled images, are explained in lesson 07. And there are four ways to go on:
+#
+# - *as it is*: do nothing;
+# - *counted again*: renew the mean and variance of each batch norm, on 512 images;
+# - **reconstructed**: fit the weights of each layer by least squares to what the original network gave (512 images, no labels, no gradients; He and others, 2017);
+# - *trained*: one pass over 1,500 labelled images, three seeds.
+#
+# Which one repairs most?
 
 # %%
 images = list(splits.train.take(384).batches(128))
@@ -287,9 +296,9 @@ assert table["reconstructed"].min() > 75
 assert (table["reconstructed"] > table["trained"]).all()
 
 # %% [markdown]
-# Right after pruning the network is useless, whatever the score. Most of that is not lost knowledge: the sums that reach each layer have changed, and batch norm still holds the old mean and variance. Counting again brings back a third to a half of the accuracy, least squares all but some points, in a few seconds and without one label. A pass of training over three times as many images does less. (A tutorial that shows accuracy right after pruning, or only after long training, has skipped the cheapest step.)
+# Right after pruning the network is useless, whatever the score. Most of that is not lost knowledge: the sums that reach each layer have changed, and batch norm still holds the old mean and variance. Counting again brings back a third to a half of the accuracy, least squares all but six or seven points, in a few seconds and without one label. A pass of training over three times as many images does less. (A tutorial that shows accuracy right after pruning, or only after long training, has skipped the cheapest step.)
 #
-# Is training useless, then? From the reconstructed network, with a rate for what is nearly right already:
+# Is training useless, then? We go on from the reconstructed network, with the same learning rate and with a much smaller one:
 
 # %%
 repair = repaired["L2, over all"]
@@ -302,7 +311,7 @@ final_model = runs[0]
 assert min(tuned[3e-4]) > max(tuned[4e-3])
 
 # %% [markdown]
-# It adds a little, if the rate is small. A high one tears down what least squares had built. And in rounds: remove a little, fit, remove more?
+# A small rate does no harm, and perhaps adds a little. A high one tears down what least squares had built. And in rounds: remove a little, fit, remove more?
 
 # %%
 rounds = p.prune_in_rounds(network, unlabeled, target=0.5, rounds=3)
@@ -314,7 +323,7 @@ assert abs(percent(rounds.model) - percent(repair)) < 3
 #
 # ## 6. The same share for every layer?
 #
-# Some layers can spare more. *Sensitivity*: prune half of one group only, count again, measure.
+# Some layers can spare more. *Sensitivity*: prune half of one group only, count batch norm again, measure how many points are lost. Which group minds most?
 
 # %%
 groups = list(pruned.removed)
@@ -327,6 +336,9 @@ for name in order:
     print(f"{name:<22} ≈ {drops[name]:4.1f} points")
 assert drops[order[-1]] > drops[order[0]] + 3
 
+
+# %% [markdown]
+# The three groups that run through shortcuts (the last three lines) mind most: several layers write and read each of them. Now the most robust group gives three times the share of the most sensitive one, the others in between. The scale is searched by halving, so that half of the MACs are left, as above:
 
 # %%
 def by_sensitivity(scale):
@@ -346,9 +358,11 @@ print(f"reconstructed: ≈ {percent(p.reconstruct(network, sensitive, unlabeled)
 print(f"the same share for all ≈ {table.loc['L2, by group', 'reconstructed']:.1f} %")
 
 # %% [markdown]
+# Better than the same share for all, and about what *L2, over all* reached above without a scan.
+#
 # ### In one step or in several?
 #
-# At equal training (1,500 images in all): half of the operations at once, or 71 % first and then half, with training and counting in between.
+# At equal training (1,500 images in all): down to half of the MACs at once, or in two steps of 71 % each ($0.71^2 \approx 0.5$), with training after each.
 
 
 # %%
@@ -365,7 +379,7 @@ print("two steps:", [f"≈ {value:.1f}" for value in steps], "at once:", [f"≈ 
 assert max(steps) < min(at_once)
 
 # %% [markdown]
-# Fewer points are lost where layers are treated by what they can bear. And two steps are *worse* than one here: each has half of the images, too few to recover with. (It is the budget that decides, as in lesson 05.)
+# Two steps are *worse* than one here: each has only half of the images to recover with. (The budget decides, as in lesson 05.)
 #
 # ### Traps: the norm left behind, and the classes
 #
@@ -386,7 +400,7 @@ except ValueError as error:
 # %% [markdown]
 # ## 7. Heads, neurons, blocks
 #
-# A transformer has other units. A *head* is some rows of query, key and value, and columns of the output. A *neuron* of the feed-forward part is a row and a column. A whole *block* can go, since it only adds to what passes by. The small GPT, one unit at a time:
+# A transformer has other units. In each of its blocks several attention *heads* look back at earlier tokens, side by side; then a feed-forward part works on each token alone. A head is some rows of the query, key and value weights, and columns of the output weight. A *neuron* of the feed-forward part is a row of its first weight and a column of its second. We take one head at a time out of the small GPT (4 blocks of 4 heads; perplexity, lesson 04, should be low). Which heads matter?
 
 # %%
 text = data.load("python-docs")
@@ -411,6 +425,9 @@ print("\n".join(f"{layer}: " + ", ".join(f"≈ {value:.2f}" for value in row) fo
 same = p.assert_same_function(gpt, found, tokens)
 assert same.error < 1e-12 and grid.to_numpy().max() > 5 * grid.to_numpy().min()
 
+# %% [markdown]
+# A head of the first block is worth more than all others together; any head of the last one can go for almost nothing. A whole *block* can go too, since it only adds to what passes by. Its *influence* is how far it turns the vectors that pass, 0 for not at all (Men and others, 2024). *Look at:* whether it predicts the damage. Below: a share of all neurons and heads, in every block.
+
 # %%
 influence = p.block_influences(gpt, reading, "blocks")
 shorter = {block: perplexity(p.remove_blocks(gpt, "blocks", [block])) for block in range(4)}
@@ -422,11 +439,11 @@ for ratio in (0.1, 0.25):
 assert max(shorter, key=shorter.get) == int(influence.argmax())
 
 # %% [markdown]
-# Heads of the last block can go for almost nothing, those of the first cost more than whole blocks behind them. The *influence* of a block, how far it turns the vectors that pass (Men and others, 2024), finds the one that must not go; on four blocks it says little about the others. Large models have dozens, and some of them hardly do anything.
+# The influence finds the block that must not go; on four blocks it says little about the others. Large models have dozens, and some of them hardly do anything. And the last two lines: 10 % of four heads is none, rounded down, so only neurons went. 25 % is one head of each block, and the first block cannot spare one. The same share for all is a bad rule here too.
 #
 # ## 8. Any model
 #
-# No list of layer types, so no list of models. Half of the units of networks of very different kinds, built without weights, and the proof for each. *Look at:* what stays, and why.
+# No list of layer types, so no list of models. We remove half of the units of very different networks, with random weights, and each line proves the result as above. *Look at:* the parameters. Which networks keep far more than a quarter?
 
 # %%
 zoo = ("resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t")
@@ -462,11 +479,11 @@ for name in ("bert", "gpt2", "llama"):
     print("    stays:", next(iter(found.unprunable.items())))
 
 # %% [markdown]
-# Transformers keep the width of their residual stream here: a layer norm takes mean and variance over all of it, so with fewer channels it is another function. (`through_norms=True` cuts it nevertheless, for whoever trains afterwards.)
+# Transformers, ConvNeXt and Swin keep the width of their residual stream here (the sum that runs through all blocks): a layer norm takes mean and variance over all of it, so with fewer channels it is another function. (`through_norms=True` cuts it nevertheless, for whoever trains afterwards.)
 #
 # ## 9. Save it, export it
 #
-# The result is an ordinary model of the same class. Its file holds weights and the indices that were kept, and the original's code rebuilds it. Nothing is pickled.
+# The result is an ordinary model of the same class. Its file holds the weights and the indices that were kept, and the original's code rebuilds it. Nothing is pickled. And it goes to ONNX Runtime like any other model.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -485,11 +502,11 @@ assert gap < 1e-3
 # %% [markdown]
 # ## 10. Production: Torch-Pruning
 #
-# The best known tool for this is Torch-Pruning (Fang and others, 2023): rules for layer types on the graph of autograd, many scores, training by sparsity. On ordinary CNNs it does the same work as ours. In our benchmark (`benchmarks/results.md`) it is the faster one on three models of four, and leaves as many parameters. But on a vision transformer it cuts what layer norms take their statistics over, so that another function is left, and nothing in it checks. Ours takes longer because it tries out what it found.
+# The best known tool for this is Torch-Pruning (Fang and others, 2023): rules for layer types on the graph of autograd, many scores, training by sparsity. On ordinary CNNs it does the same work as ours: in our benchmark (`benchmarks/results.md`) both leave equally many parameters, and which one is faster depends on the model. But on a vision transformer it cuts what layer norms take their statistics over, so that another function is left, and nothing in it checks. Ours tries out what it found.
 #
 # ## 11. The whole lesson in one table
 #
-# The test split, once.
+# The test split, once. *Half* and *a quarter* are the MACs that are left; "and trained" is the reconstructed network after the small learning rate.
 
 # %%
 quarter = p.prune_to(network, image, target=0.25, scope="global")
@@ -533,10 +550,12 @@ print(
 assert summary.loc["half, reconstructed", "accuracy"] > 0.78 > 0.2 > summary.loc["half, as it is", "accuracy"]
 
 # %% [markdown]
+# Half of the work costs about seven points, repaired in seconds. A quarter costs far too much. And for bytes alone lesson 05 did better: its zeros saved more of the file and kept more accuracy. What is saved here is work, in every kernel.
+#
 # ## Exercises
 #
 # ### 06.1 What is left?
-# *10 minutes, difficulty 1 of 3.* Write `weights_left(widths, ratio)`: a chain of Linear layers without biases, `widths = [inputs, hidden, ..., outputs]`, from which the share `ratio` of each hidden layer is removed (it divides). How many weights are left?
+# *10 minutes, difficulty 1 of 3.* Write `weights_left(widths, ratio)`: a chain of Linear layers without biases, `widths = [inputs, hidden, ..., outputs]`, from which the share `ratio` of the neurons of each hidden layer is removed (always a whole number of them). How many weights are left?
 #
 # <details><summary>Hint</summary>The inputs and the outputs stay. A matrix between two hidden layers loses rows and columns.</details>
 
@@ -560,6 +579,8 @@ check("06.1", weights_left_solution, record=False)
 # %% [markdown]
 # ### 06.2 Take neurons out
 # *15 minutes, difficulty 2 of 3.* Write `drop_neurons(first, second, keep)` for two `nn.Linear` with a ReLU between: two new, smaller layers that keep the neurons with the indices `keep`. The old ones stay as they are.
+#
+# <details><summary>Hint</summary>A neuron is a row of the first weight, an entry of the first bias, and a column of the second weight. Does it have a part in the second bias?</details>
 
 
 # %% tags=["exercise"]
@@ -609,7 +630,9 @@ check("06.3", classes_solution, record=False)
 
 # %% [markdown]
 # ### 06.4 The rows of a head
-# *10 minutes, difficulty 2 of 3.* A fused matrix holds queries, keys and values below each other: its weight has 3 x width rows, each part divided among the heads in order. Write `head_rows(head, heads, width)`: the list of rows that belong to a head, ascending.
+# *10 minutes, difficulty 2 of 3.* A fused matrix holds queries, keys and values below each other: its weight has 3 x width rows, each part divided among the heads in order. Write `head_rows(head, heads, width)`: the list of rows that belong to a head (counted from 0), ascending.
+#
+# <details><summary>Hint</summary>With width 4 and 2 heads, rows 0 to 3 are the queries, 4 to 7 the keys, 8 to 11 the values. Which two of each four belong to head 1?</details>
 
 
 # %% tags=["exercise"]
@@ -630,7 +653,7 @@ check("06.4", head_rows_solution, record=False)
 
 # %% [markdown]
 # ### 06.5 Repair by least squares
-# *20 minutes, difficulty 3 of 3.* A layer without bias gave `outputs` (n, O). Now it reads only some inputs, `inputs` (n, I). Write `refit(inputs, outputs)`: the weight (O, I) whose outputs come nearest in squares.
+# *20 minutes, difficulty 3 of 3.* A layer without bias gave `outputs` (n, O). Now it gets only some of its inputs, `inputs` (n, I). Write `refit(inputs, outputs)`: the weight (O, I) for which the sum of squared differences to `outputs` is least.
 #
 # <details><summary>Hint 1</summary>Set the derivative to zero: W (X^T X) = Y^T X.</details>
 # <details><summary>Hint 2</summary><code>torch.linalg.lstsq</code> or <code>torch.linalg.solve</code>; mind the transposes.</details>
@@ -662,8 +685,9 @@ quiz("06")
 #
 # - A channel is a slice of many tensors. Numbers that go through the network with the data find them all.
 # - It is right when pruned and masked compute the same, not when it runs.
-# - Half of the channels is a quarter of the weights, and neither is the time. Measure the time that you want to save.
-# - Count batch norm again, fit by least squares, in rounds; then, perhaps, train with a small rate.
+# - With half of the channels a quarter of the weights is left, and more than a quarter of the time. Measure the time that you want to save.
+# - Right after pruning a network is useless. Count batch norm again, or better, fit by least squares; then, perhaps, train with a small rate.
+# - Heads, neurons and blocks go in the same way. The same share for all is rarely the best.
 #
 # ## Sources
 #

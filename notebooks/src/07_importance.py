@@ -11,7 +11,7 @@
 # - say what a score costs, and whether it would come out the same on other data;
 # - combine scores without one outlier taking over.
 #
-# Lesson 05 removed the smallest weights. But is a small weight unimportant? A weight of 0.01 that meets an input of 100 is not. Dozens of scores have been proposed, and most articles on them end with an opinion. There is a truth here, only an expensive one: take it out and look.
+# Lesson 05 removed the smallest weights. But is a small weight unimportant? A weight of 0.01 that meets an input of 100 is not. Dozens of scores have been proposed, and most articles on them end with an opinion. There is a truth, only an expensive one: take it out and look.
 
 # %% tags=["setup"]
 import contextlib
@@ -44,7 +44,7 @@ guess_batch = None  # "Fisher" from squared gradients of batches of 64: rank cor
 # %% [markdown]
 # ## 1. The truth: take it out, measure the loss
 #
-# We multiply one channel of our ResNet by zero, behind its batch norm and activation, and measure the loss on 384 images. Then the next. That is the **oracle**. It costs one pass over the data for each channel, so we draw 120 of them.
+# We multiply one channel of our ResNet by zero, behind its batch norm and activation, and measure the loss on 384 images. Then the next. That is the **oracle**. It costs one pass over the data for each channel, so we draw 120 of them. (`sweep` only runs these jobs, one after the other or, with `n_jobs=-1`, on all cores.) How many channels, do you think, matter at all?
 
 # %%
 splits = data.load("glyphs")
@@ -79,9 +79,7 @@ ax.set_title("Few channels matter a lot, most hardly at all")
 show(fig, alt="A curve that falls steeply within the first ten channels, then slowly, and ends a little below zero")
 
 # %% [markdown]
-# `sweep` runs the jobs one after the other here. With `n_jobs=-1` the same line uses all cores, and inside `joblib.parallel_config(backend="dask")` a whole cluster.
-#
-# Few channels matter a lot; many do not, and without some the loss is even lower. A score is good if it puts them in the same order, at a small part of the cost. The measure is **Spearman's rank correlation**: 1 is the same order, 0 is chance.
+# (The scale is logarithmic, near zero linear.) Few channels matter a lot; many do not, and without some the loss is even lower. A score is good if it puts them in the same order, at a small part of the cost. The measure is **Spearman's rank correlation**: 1 is the same order, 0 is chance, -1 the opposite order. We look at it over all layers together, and *within layers*: in each layer by itself, then the mean.
 #
 # ## 2. Size
 #
@@ -99,11 +97,11 @@ for name, scores in found.items():
 reveal(guess_magnitude, oracle.spearman(found["L1"]), what="rank correlation of L1 with the oracle")
 
 # %% [markdown]
-# Compared over all layers it is next to nothing, or even negative: wide layers have larger sums, and their channels matter less. Within one layer the size of a channel says something.
+# Compared over all layers it is even negative: wide layers have larger sums, and their channels matter less. Within one layer the size of a channel says something.
 #
 # ## 3. Slope
 #
-# What does the loss do when a weight goes to zero? The first guess is its slope: the change is about $-g \cdot w$, gradient times weight. Not the gradient alone (a steep slope on a weight that is nearly zero already changes nothing), and the sign matters until everything that goes together is summed. For a function of two weights, by hand:
+# What does the loss do when a weight $w$ goes to zero? The first guess is its slope: the change is about $-g \cdot w$, with the gradient $g$ of the loss by this weight. Not the gradient alone: a steep slope on a weight that is nearly zero already changes nothing. For a function of two weights, by hand:
 
 # %%
 w = torch.tensor([2.0, 0.1], requires_grad=True)
@@ -116,7 +114,7 @@ for i in range(2):
     print(f"weight {i}: gradient {g[i]:.1f}, -g w = {-g[i] * w[i]:.2f}, really {change:.2f}")
 
 # %% [markdown]
-# The first guess for weight 0 is wrong even in its sign: the slope does not see that the parabola rises again. **Taylor** scores (Molchanov and others, 2017 and 2019) are this guess for a whole channel: all $g \cdot w$ of it are summed *first*, then squared. The sum is the derivative of the loss by a gate that multiplies the channel, so one backward pass is enough for all.
+# The first guess for weight 0 is wrong even in its sign: the slope does not see that the parabola rises again. And yet it is often a good guess. **Taylor** scores (Molchanov and others, 2017 and 2019) are this guess for a whole channel. All its weights go together, so all $g \cdot w$ are summed *first*, with their signs, and then squared. The sum is the derivative of the loss by a *gate*, a factor of 1 on the channel, so one backward pass is enough for all. *Look at:* what the rank correlation loses without the sum, or without the weight.
 
 # %%
 taylor = imp.taylor_channel_scores(network, images, loss)
@@ -131,11 +129,13 @@ for name, scores in {
 assert oracle.spearman(taylor) > oracle.spearman(found["L1"]) + 0.2
 
 # %% [markdown]
+# Each step away from the idea costs something. For size alone it was negative.
+#
 # ## 4. Curvature, and two famous mistakes
 #
-# At the end of training the slopes are small, and the curvature decides: $\Delta L \approx \frac{1}{2} h\, w^2$, with $h$ the second derivative (LeCun, Denker and Solla, 1990). There are two ways to get at $h$ for all weights.
+# At the end of training the slopes are small, and the curvature decides: removing $w$ changes the loss by $\Delta L \approx \frac{1}{2} h\, w^2$, with $h$ the second derivative by this weight (LeCun, Denker and Solla, 1990). There are two ways to get at $h$ for all weights.
 #
-# **Fisher:** the mean of each *sample's* squared gradient. Many programs square the gradient of a *batch* instead. Square and mean do not commute:
+# **Fisher:** the mean of each *sample's* squared gradient, which comes near $h$ where a network fits its data. The package needs no loop over the samples; with a loop it is the same:
 
 # %%
 sample = [(x[i : i + 1], y[i : i + 1]) for x, y in images[:1] for i in range(128)]
@@ -150,6 +150,9 @@ gap = max((loop[n] - first[n]).abs().max() / first[n].abs().max() for n in names
 print(f"a loop over 16 samples and the package differ by at most ≈ {gap:.0e} of the largest value")
 assert gap < 1e-3
 
+
+# %% [markdown]
+# Many programs square the gradient of a whole *batch* instead, the mean over its samples. But the square of a mean is not the mean of the squares. How much does it matter? *Look at:* rank correlation and scale, as the batches grow, for our network and for an untrained one.
 
 # %%
 def everything(scores):
@@ -177,9 +180,9 @@ for label in ("trained", "untrained"):
     assert rows[label, 64][1] < 1 / 30
 
 # %% [markdown]
-# The larger the batch, the further from the Fisher information. The order suffers a little, the scale is about one over the batch size: samples whose gradients point in opposite directions cancel before they are squared. Whoever only ranks weights of one network may get away with it; whoever adds it to a loss, or to another score, does not. (The package computes the squares per sample without a loop, layer by layer, from what goes in and what comes back.)
+# The larger the batch, the further from the Fisher information. The order suffers at first a little, then more; the scale is about one over the batch size: samples whose gradients point in opposite directions cancel before they are squared. Whoever only ranks weights of one network may get away with it; whoever adds it to a loss, or to another score, does not.
 #
-# **Hessian diagonal:** Hutchinson's estimate, $h \approx \text{mean of } v \odot (H v)$ with random signs $v$. A widespread program takes the gradient of the *sum* of the gradient instead, which is $H \cdot 1$: the sums of the rows, not the diagonal. On a network so small that the whole Hessian fits on the page:
+# **Hessian diagonal:** the Hessian $H$ is the matrix of all second derivatives, and the $h$ are its diagonal. It is far too large to write down, but $H v$, its product with one vector, costs only a second backward pass. Hutchinson's estimate is $h \approx \text{mean of } v \odot (H v)$ over many vectors $v$ of random signs, with $\odot$ element by element: what comes from off the diagonal has a random sign, and averages out. A widespread program takes the gradient of the *sum* of the gradient instead, which is $H$ times a vector of ones: the sums of the rows, not the diagonal. On a network so small that the whole Hessian can be computed, 276 weights:
 
 # %%
 torch_generator = torch.Generator().manual_seed(0)
@@ -214,11 +217,11 @@ for probes in (2, 10, 100, 1000):
 assert errors[1000] < errors[10] / 5
 
 # %% [markdown]
-# The error falls with the root of the number of probes, and the package reports it for every entry (`standard_error`). The row sums have little to do with the diagonal. One more sign that something is off: for the last layer under cross-entropy they are exactly zero.
+# The error falls with the root of the number of probes, and the package reports it for every entry (`standard_error`). The row sums have little to do with the diagonal. One more sign that something is off: for the last layer taken by itself, under cross-entropy, they are exactly zero.
 #
 # ## 5. What the next layer sees
 #
-# *Activation* scores ask the data: how loud is a channel, how often is it zero (APoZ)? What counts is what the *next* layer gets, behind batch norm and ReLU. The size of batch norm's own factor $\gamma$ is the cheapest of them.
+# *Activation* scores ask the data: how loud is a channel, and how often is it zero (APoZ, average percentage of zeros)? Surely what counts is what the *next* layer gets, behind batch norm and ReLU, and not what the convolution itself puts out?
 
 # %%
 activity = {
@@ -230,6 +233,8 @@ for name, scores in activity.items():
     print(f"{name:<42} ≈ {oracle.spearman(scores):.2f}, within layers ≈ {oracle.spearman_within(scores):.2f}")
 
 # %% [markdown]
+# None of the three says much about this network, wherever one looks. (The size of batch norm's own factor $\gamma$ is a cheaper score of this kind; it is in the table below.)
+#
 # ### Trap: keep every activation, then take the mean
 #
 # A mean needs two numbers for each channel. Many programs append every activation to a list first. *Look at:* the most memory that is taken at one moment.
@@ -256,7 +261,9 @@ assert stored > 3 * streamed
 #
 # ## 6. All of them, in one table
 #
-# For each score: its rank correlation with the oracle, the samples that go forward and backward through the network, and how much the scores of one half of the data agree with those of the other half.
+# For each score: its rank correlation with the oracle; how *stable* it is (the rank correlation of its scores from two halves of 128 images); and the samples that go forward and backward through the network. (512 are the 384 images, and 128 to see which norm follows which layer.)
+#
+# New in the list: *Taylor 2019* is the score of section 3; *Taylor 2017* takes absolute values for each sample and brings each layer to the same length. *SNIP* is $|g \cdot w|$, summed over the channel (section 9). *Hessian* is $\frac{1}{2} h w^2$ with eight probes, *Wanda* the score of lesson 05, and *L1, mean* the mean magnitude in place of the sum. Which one would you bet on?
 
 # %%
 luck = torch.Generator().manual_seed(3)
@@ -308,6 +315,9 @@ assert (
     > table.loc[["L1", "activation", "random"], "rank"].max()
 )
 
+# %% [markdown]
+# Three of these scores against the oracle, one point for each channel. (Those at the bottom edge hardly raise the loss, or lower it.) *Look at:* the clouds of L1, one for each width of the network, further right but no higher.
+
 # %% tags=["slide"]
 fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
 for ax, name in zip(axes, ("L1", "Taylor 2019", "Fisher"), strict=True):
@@ -320,15 +330,15 @@ show(fig, alt="Three scatter plots against the oracle: a shapeless cloud for L1,
 # %% [markdown]
 # What does the table say?
 #
-# - Scores that look at the **loss** (Taylor, Fisher, SNIP) are far ahead of those that look at weights or activations alone. They cost one forward and one backward pass, a hundredth of the oracle, and the memory of a training step.
+# - Scores that look at the **loss** (Taylor, Fisher, SNIP) are far ahead of those that look at weights or activations alone. They cost one forward and one backward pass, a few percent of the oracle, and the memory of a training step.
 # - **L1 and L2 of whole channels are worse than chance** when layers are compared, because wide layers have large sums. The mean instead of the sum repairs most of it.
-# - **SNIP** on a trained network is nothing but $|g \cdot w|$: its name says that it was made for untrained ones.
-# - The **Hessian** diagonal costs ten times as much and is behind: it is noisy at eight probes, and it leaves out how the weights of a channel act together.
-# - What has no data in it is perfectly **stable**, and what is stable may be perfectly wrong.
+# - **SNIP** was made for untrained networks, so it lets batch norm use each batch's own statistics; apart from that it is the *sum of |g w|* of section 3.
+# - The **Hessian** diagonal takes nine times as many backward passes and is behind: it is noisy at eight probes, and it leaves out how the weights of a channel act together.
+# - What has no data in it is perfectly **stable**, and what is stable may be perfectly wrong. Taylor 2019 is right but unstable when images are few.
 #
 # ## 7. The proof: remove channels
 #
-# Now 10, 20 and 30 % of all channels at once, those with the lowest scores, without training. (They are multiplied by zero here; lesson 06 really takes them out.)
+# Now 10, 20 and 30 % of all channels at once, those with the lowest scores, without training. (They are multiplied by zero here; lesson 06 really takes them out.) Will the best rank correlation keep the most accuracy?
 
 # %%
 places = imp.find_channels(network, images[0][0])
@@ -361,11 +371,11 @@ ax.legend(fontsize=8)
 show(fig, alt="Seven curves from 0 to 30 percent of the channels: Fisher and SNIP fall slowest, L1 at once")
 
 # %% [markdown]
-# The order is that of the rank correlations, nearly: Fisher and SNIP keep most, L1 ruins the network with the first tenth. The mean of L1 does better than its rank promised, and Taylor worse than its own: what is right for one channel at a time is not all there is.
+# The order is roughly that of the rank correlations: Fisher and SNIP keep most, L1 ruins the network with the first tenth. But the mean of L1 does better than its rank promised, and Taylor worse. And Wanda, as good as any at 10 %, has nothing left at 20 %: it takes *all* channels of the first layer, and nothing passes any more. What is right for one channel at a time is not all there is.
 #
 # ## 8. One at a time is not all together
 #
-# For *single weights* that difference becomes a trap. The same scores, half and more of the weights removed at once:
+# For *single weights* that difference becomes a trap. Scores for each weight, of which 30, 50 and 70 % are removed at once. *Look at:* the accuracy, and the share of weights that the emptiest layer keeps.
 
 # %%
 single = {
@@ -416,9 +426,13 @@ print(f"magnitude, 70 %: ≈ {curves['magnitude'][2]:.1f} % (rounds change nothi
 assert percent(asked[10][0]) > max(curves["magnitude"][2], percent(asked[1][0])) + 15
 
 # %% [markdown]
+# The same score, asked ten times, is now far ahead of magnitude.
+#
 # ### Trap: one outlier rules the mix
 #
 # Many programs scale each score to 0..1 by minimum and maximum and add them. One enormous value, and that score has no say any more: all its others are pressed to zero. Ranks do not care. They must be taken over the *whole* network: a rank within each layer forgets which layers matter.
+#
+# We mix a good score, the magnitude, with pure noise, and remove 30 % of the weights. Then one magnitude is made 1,000 times larger.
 
 
 # %% tags=["trap"]
@@ -448,9 +462,11 @@ assert as_is["ranks"] > as_is["min-max"] + 20 and spiked["min-max"] < 20
 assert abs(spiked["ranks"] - as_is["ranks"]) < 1
 
 # %% [markdown]
+# Even without the spike the noise spoils the min-max mix: most magnitudes lie far below the largest, close to 0 on its scale. With it, nothing but noise is left. Ranks lose a few points to the noise and none to the spike.
+#
 # ## 9. Before training: SNIP, GraSP, SynFlow
 #
-# Can one prune a network that has not been trained? **SNIP** keeps what the loss is sensitive to at the start, **GraSP** what keeps gradients flowing, **SynFlow** needs no data at all: it sends ones through the magnitudes of all weights and keeps paths. Its scores are *conserved*: without biases they add up to the same in every layer.
+# Can one prune a network that has not been trained? **SNIP** keeps what the loss is sensitive to at the start, **GraSP** what keeps gradients flowing, **SynFlow** needs no data at all: it sends ones through the magnitudes of all weights and keeps the strongest paths. Its scores are *conserved*: without biases they add up to the same in every layer, so no layer looks superfluous as a whole.
 
 # %%
 initial = models.build("mlp", width=64)
@@ -463,6 +479,9 @@ print("synaptic flow through each layer:", [f"{value.sum().item():.6g}" for valu
 sums = torch.stack([value.sum() for value in flow.values()])
 assert (sums / sums[0] - 1).abs().max() < 1e-6
 
+
+# %% [markdown]
+# Now each method keeps 5 % of the weights of an untrained network, which is then trained for a short time (three seeds, as in lesson 05's lottery). *Random* keeps the same share of each layer; SynFlow prunes in many small rounds, the others at once. *Look at:* the last column too.
 
 # %%
 def at_start(method, model, seed):
@@ -500,11 +519,11 @@ assert min(early["SNIP"]) > max(early["random"])
 assert min(early["SynFlow"]) > max(early["random"])
 
 # %% [markdown]
-# With one weight of twenty, chosen before any training, SNIP and SynFlow learn clearly more than the same number at random places. The magnitudes of an untrained network say nothing but which layer was initialized with small numbers: the layer with the most inputs is emptied first. That is *layer collapse*, and the last column is where to look for it.
+# With one weight of twenty, chosen before any training, SNIP and SynFlow learn clearly more than the same number at random places. The magnitudes of an untrained network say nothing but which layer was initialized with small numbers: the layer with the most inputs is emptied, and the network cannot learn at all. That is **layer collapse** (Wanda's first layer in section 7 was another), and the last column is where to look for it.
 #
 # ## 10. A language model
 #
-# The same on the small GPT: the oracle for 40 of its channels; then half of the weights of its blocks removed at once.
+# The same on the small GPT of lesson 04: the oracle for 40 of its channels; then half of the weights of its blocks removed at once, measured in perplexity (less is better). Global here, where lesson 05 took half of each layer, so the numbers differ a little.
 
 # %%
 text = data.load("python-docs")
@@ -546,7 +565,7 @@ print(f"dense ≈ {perplexity(gpt):.2f};", ", ".join(f"{name} ≈ {value:.2f}" f
 assert ppl["Fisher, ½ F w²"] < ppl["magnitude"]
 
 # %% [markdown]
-# Here Fisher wins clearly, for channels and for weights. (Taylor squares the slope of a *batch*, and there were two of them: it wants many small ones.) Why, this experiment does not say. The conclusion of a table belongs to its model.
+# Here Fisher wins clearly, for channels and for weights, also where it lost to magnitude on the ResNet: half of the weights at once. (Taylor squares the slope of a *batch*, and there were only two batches; it wants many small ones.) Why the two networks differ, this experiment does not say. The conclusion of a table belongs to its model.
 #
 # ## 11. Does it still matter after training?
 #
@@ -571,7 +590,9 @@ assert min(after["magnitude"]) > max(after["Fisher at once"]) + 10
 assert min(after["Fisher, 10 rounds"]) > max(after["Fisher at once"]) + 10
 
 # %% [markdown]
-# Training levels most of what scores differ in, but it cannot refill an emptied layer. What the rounds won without training has almost gone again: magnitude, the score that costs nothing, is level with it. Both facts belong into a decision: use scores from the loss when you cannot train, and rounds in any case.
+# Training levels most of what scores differ in, but it cannot refill an emptied layer. What the rounds won without training has almost gone again: magnitude, the score that costs nothing, is level with it. So, here: scores from the loss, in rounds, when you cannot train; magnitude when you can.
+#
+# The test split, once, for the first seed of each, with the smallest file that lesson 05's formats or gzip give:
 
 # %%
 rows = []
@@ -601,7 +622,9 @@ print(
 # ## Exercises
 #
 # ### 07.1 Taylor for a channel
-# *10 minutes, difficulty 1 of 3.* Write `taylor(gradients, weights)` for tensors (O, ...): one score for each output channel, the sum of gradient times weight first, then squared.
+# *10 minutes, difficulty 1 of 3.* Write `taylor_of(gradients, weights)` for tensors (O, ...) of any number of axes: one score for each output channel, the sum of gradient times weight first, then squared.
+#
+# <details><summary>Hint</summary><code>flatten(1)</code> leaves the first axis and makes one of all others.</details>
 
 
 # %% tags=["exercise"]
@@ -621,7 +644,7 @@ check("07.1", taylor_of_solution, record=False)
 
 # %% [markdown]
 # ### 07.2 Fisher of a linear layer, without a loop
-# *15 minutes, difficulty 2 of 3.* For a linear layer the gradient of one sample is $\delta_i a_i^T$: what comes back, times what went in. Write `fisher(deltas, inputs)` for deltas (B, O) and inputs (B, I): the mean over the samples of the squared gradients, (O, I), without a loop.
+# *15 minutes, difficulty 2 of 3.* For a linear layer the gradient of one sample is $\delta_i a_i^T$: what comes back, times what went in. Write `fisher_of(deltas, inputs)` for deltas (B, O) and inputs (B, I): the mean over the samples of the squared gradients, (O, I), without a loop.
 #
 # <details><summary>Hint</summary>The square of a product is the product of the squares.</details>
 
@@ -670,7 +693,7 @@ check("07.3", diagonal_solution, record=False)
 
 # %% [markdown]
 # ### 07.4 A mix that no outlier rules
-# *15 minutes, difficulty 2 of 3.* Write `mix(first, second)` for two dicts of scores with the same names and shapes: the mean of their ranks over all tensors together, divided by the number of scores, as a dict. There are no ties.
+# *15 minutes, difficulty 2 of 3.* Write `mix(first, second)` for two dicts of scores with the same names and shapes: the mean of their ranks over all tensors together (the lowest score has rank 1), divided by the number of scores, as a dict. There are no ties.
 #
 # <details><summary>Hint</summary><code>flat.argsort().argsort()</code> is the place of each value, from 0.</details>
 
@@ -697,7 +720,9 @@ check("07.4", mix_solution, record=False)
 
 # %% [markdown]
 # ### 07.5 The oracle
-# *15 minutes, difficulty 2 of 3.* Write `take_out(model, weight_name, loss)`: for each output channel of that weight, the increase of `loss(model)` when the channel's weights are zero. The model is to be the same afterwards.
+# *15 minutes, difficulty 2 of 3.* Write `take_out(model, weight_name, loss)`: for each output channel of that weight, the increase of `loss(model)` when the channel's weights are zero, all together as a tensor. The model is to be the same afterwards.
+#
+# <details><summary>Hint</summary><code>model.get_parameter(weight_name)</code>; its first axis is the output channels. Work under <code>torch.no_grad()</code>, and keep a <em>copy</em> of what you set to zero.</details>
 
 
 # %% tags=["exercise"]
@@ -732,10 +757,10 @@ quiz("07")
 # ## Summary
 #
 # - There is a truth: take it out, measure the loss. Every score can be judged by it.
-# - Scores from the loss (Taylor, Fisher) beat the size of weights and activations by far, for one backward pass.
+# - For channels, scores from the loss (Taylor, Fisher) beat the size of weights and activations by far, for one backward pass.
 # - Sum first, then square. Square per sample, then average. Diagonal, not row sums.
 # - Combine ranks of the whole network, if you combine at all.
-# - A score knows what one removal does. Remove in rounds, and ask again; training levels the rest.
+# - A score knows what one removal does, not what many do together. Remove in rounds, and ask again; training levels much of the rest, but refills no emptied layer.
 #
 # ## Sources
 #

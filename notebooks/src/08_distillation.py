@@ -3,7 +3,7 @@
 #
 # **Time:** 90 minutes with the exercises, 50 without. **Runs in:** two to three minutes, without a network or a GPU.
 #
-# **Before you start** you should have done lesson 00. Section 10 goes further if you know lessons 03 and 05.
+# **Before you start** you should have done lesson 00. Section 9 needs the small GPT of lesson 04, section 10 lessons 03 and 05.
 #
 # **Afterwards you can**
 # - write the loss of soft targets without the faults that most copies of it have;
@@ -46,7 +46,7 @@ guess_mean = None  # 62 classes, reduction="mean" in torch's kl_div: how many ti
 # %% [markdown]
 # ## 1. What the teacher says beside the answer
 #
-# Our ResNet has learned 62 characters. For an image it gives 62 logits $z_i$, and $p_i = e^{z_i} / \sum_j e^{z_j}$. *Look at:* which classes get the rest.
+# Our ResNet has learned 62 characters. For an image it gives 62 logits $z_i$, and the probabilities $p_i = e^{z_i} / \sum_j e^{z_j}$ (softmax). *Look at:* which classes it finds likely beside the right one. (The bars show softened probabilities; $T = 2$ comes next. Below the last picture the first bar is a small l, the second a capital I.)
 
 # %%
 splits = data.load("glyphs")
@@ -78,9 +78,9 @@ axes[1, 0].set(ylabel="probability, T = 2")
 show(fig, alt="Pictures of O, 0, l and I, and the teacher's probabilities below: look-alikes share them")
 
 # %% [markdown]
-# The label of the first picture says *O*. The teacher says: a zero, or perhaps an O, and certainly no *k*. (It is even wrong, and still worth listening to.) What it says of the wrong classes tells which characters look alike, and that is much more than six bits for each picture.
+# The label of the first picture says *O*. The teacher says: a zero, or perhaps an O, and certainly no *k*. (It is even wrong, and still worth listening to.) What it says of the wrong classes tells which characters look alike. A label, one of 62, is six bits; this is much more.
 #
-# Sure of itself, the teacher puts nearly everything on one class, and the rest is too small to be learned from. So we divide all logits by a **temperature** $T$ first: $p_i(T) = \mathrm{softmax}(z_i / T)$. Move the slider; the figure below shows the same.
+# Sure of itself, the teacher puts nearly everything on one class, and the rest is too small to be learned from. So we divide all logits by a **temperature** $T$ first: $p(T) = \mathrm{softmax}(z / T)$. Move the slider; the figure below shows the same for the first picture. The *entropy* $-\sum_i p_i \log p_i$ says how undecided an answer is: 0 with one class left, $\log 62$ with 62 equal ones.
 
 # %% tags=["nbval-ignore-output"]
 temperature_slider(logits[chosen[0]], names, 4.0)
@@ -100,11 +100,11 @@ print("entropy in nats:", ", ".join(f"T={t}: ≈ {e:.2f}" for t, e in zip(temper
 assert entropy == sorted(entropy)
 
 # %% [markdown]
-# At 0.5 there is one answer left, at 20 everything is nearly equal: log 62 = 4.13 would be no information at all.
+# At 0.5 two answers are left, at 20 everything is nearly equal: log 62 = 4.13 would be no information at all.
 #
 # ## 2. The loss, by hand
 #
-# The student is to have the teacher's probabilities. The distance is the Kullback-Leibler divergence, $\mathrm{KL}(p_t \| p_s) = \sum_i p_{ti} \log (p_{ti} / p_{si})$: summed over the *classes*, averaged over the *samples*. Two classes, one sample: the teacher says 3/4 and 1/4, the student one half each.
+# The student, with probabilities $p_s$, is to say what the teacher says, $p_t$. The distance is the Kullback-Leibler divergence, $\mathrm{KL}(p_t \| p_s) = \sum_i p_{ti} \log (p_{ti} / p_{si})$: summed over the *classes* $i$, averaged over the *samples*. Two classes, one sample: the teacher says 3/4 and 1/4, the student one half each.
 
 # %%
 theirs, ours = torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2)
@@ -115,7 +115,7 @@ print(f"the package, T = 1:                       {d.soft_target_loss(ours, thei
 assert torch.isclose(kl, d.soft_target_loss(ours, theirs, temperature=1.0))
 
 # %% [markdown]
-# Why is there a $T^2$ in front of it? The gradient by a logit is $(p_{s} - p_{t}) / T$, and both probabilities get closer to each other as $T$ grows, by another factor of $T$. *Look at:* the norm of the gradient, without and with $T^2$.
+# At a temperature $T$ the loss is $T^2 \, \mathrm{KL}$. Why $T^2$? The gradient of the divergence by a logit is $(p_{s} - p_{t}) / T$, and both probabilities get closer to each other as $T$ grows, by another factor of $T$. *Look at:* the norm of the gradient, without and with $T^2$. (The last column is the cosine between this gradient and that of the squared distance of the logits.)
 
 # %%
 student_logits = torch.randn(400, 62, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -132,9 +132,9 @@ assert max(norms.values()) / min(norms.values()) < 20
 assert cosine > 0.99
 
 # %% [markdown]
-# Without it the loss fades away as the temperature rises, with it the gradient stays of one order, and the weight beside the labels keeps its meaning. The last column shows where it goes: at high temperature, distillation is the squared distance of the logits.
+# Without it the loss fades away as the temperature rises, with it the gradient stays of one order, and the weight beside the labels keeps its meaning. And at high temperature distillation has the same direction as the squared distance of the logits.
 #
-# torch has the pieces. Three lines, as they stand in its documentation, and with `reduction="batchmean"` they are the same loss. (This is the production library of this lesson: distillation is a loss, and every framework has one.)
+# torch has the pieces: with `reduction="batchmean"` three lines are the same loss. (This is the production library of this lesson: distillation is a loss, and every framework has one.)
 
 # %%
 T = 4.0
@@ -147,7 +147,7 @@ assert torch.isclose(torch_loss, package_loss, rtol=1e-5)
 # %% [markdown]
 # ## 3. A student
 #
-# The student is an MLP: no convolution, one fortieth of the multiplications. There are 4,000 images to learn from. The teacher is always asked the same questions, so we ask once and keep its logits in a file: `cached_logits` knows by a hash of which teacher and which images they are, and never uses a file of others. `WithLogits` hands them out with each batch.
+# The student is an MLP: no convolution, one fortieth of the MACs (the file is hardly smaller). It has 4,000 images to learn from, and only ten passes over them, so accuracies stay low in this lesson. What counts is the difference a teacher makes. The teacher is always asked the same questions, so we ask once and keep its logits in a file: `cached_logits` knows by a hash of which teacher and which images they are, and never uses a file of others. `WithLogits` hands them out with each batch.
 
 
 # %%
@@ -178,7 +178,7 @@ def distilled(loss, on=taught, make=mlp, epochs=10, seeds=3):
 
 
 # %% [markdown]
-# `Distillation` is the whole loss: `soft_weight` times the teacher's part, and what is left of 1 times the cross-entropy with the labels. With `soft_weight=0` it is plain training. All runs take the same number of steps. *Look at:* three seeds each, so that you see what is chance.
+# `Distillation` is the whole loss: `soft_weight` (0.9 if nothing is said) times the teacher's part, and what is left of 1 times the cross-entropy with the labels. With `soft_weight=0` it is plain training. All runs take the same number of steps. *Look at:* three seeds each, so that you see what is chance.
 
 # %%
 settings = {"labels only": {"soft_weight": 0.0}}
@@ -209,15 +209,15 @@ show(fig, alt="Dot plot, three seeds for each setting: soft targets lie to the r
 # What do the dots say?
 #
 # - T = 4 is better than the labels by more than the seeds differ. It is a gain of points, not a miracle.
-# - At T = 1 the look-alikes are hardly visible, at T = 20 everything looks alike. In between it does not matter much, and neither does the weight.
-# - One seed of each setting would have told another story.
+# - At T = 1 the look-alikes are hardly visible, at T = 20 everything looks alike; both give less than T = 4. The weight, 0.9 or 0.5, hardly matters.
+# - A single seed could have told another story: the best of T = 1 is as good as the worst of T = 4.
 #
-# All this is with 4,000 images, seen ten times each. What if the other 12,000 had been there as well? *Look at:* the same number of steps, so fewer passes.
+# All this is with 4,000 images, seen ten times each. What if the other 12,000 had been there as well? We take about as many steps, so only three passes. Does the teacher still help?
 
 # %%
 everything = d.WithLogits(splits.train, answers)
 full = {}
-for name, weight in (("labels only", 0.0), ("T = 4", 0.9)):  # a quarter of the passes: the same steps
+for name, weight in (("labels only", 0.0), ("T = 4", 0.9)):  # fewer passes: about as many steps
     full[name] = [percent(m) for m in distilled(d.Distillation(None, soft_weight=weight), on=everything, epochs=3)]
     print(f"16,000 images, {name:<12}", ", ".join(f"≈ {value:.1f} %" for value in full[name]))
 assert min(full["labels only"]) > max(results["T = 4.0"])
@@ -227,7 +227,7 @@ assert min(full["labels only"]) > max(results["T = 4.0"])
 #
 # ## 4. Few labels
 #
-# The teacher needs no labels to speak. Suppose only 10 %, or 1 %, of the 4,000 images have been labelled. Training on these alone, or with a teacher on all of them? (A target of -100 means "no label"; the steps are equal again.)
+# The teacher needs no labels to speak. Suppose only 10 %, or 1 %, of the 4,000 images have been labelled. Shall we train on these alone, or with a teacher on all of them? (A target of -100 means "no label"; the steps are equal again.)
 
 
 # %%
@@ -264,7 +264,7 @@ for count in (400, 40):
 #
 # ## 5. A class that the student never saw
 #
-# We take every picture of the letter O away from the student, and all labels as well (`soft_weight=1`). The teacher has seen that letter; of a *0* it says "this could be an O".
+# We take every picture of the letter O away from the student, and all labels as well (`soft_weight=1`). The teacher has seen that letter; of a *0* it says "this could be an O". Can the student recognize an O after that?
 
 # %%
 unseen = names.index("O")
@@ -292,11 +292,11 @@ assert max(rates["labels only, never saw it"][0]) == 0
 assert min(rates["teacher, never saw it"][1]) > max(rates["labels only, never saw it"][1])
 
 # %% [markdown]
-# The student without a teacher never even considers an O. The one with a teacher has never seen an O either, and yet in every third case it is among its first three guesses. That knowledge came through pictures of other characters; it is called **dark knowledge**. It is hardly ever the first guess: no picture ever asked for an O before all else. (Hinton and others, with ten digits, made it the first guess by raising the bias of that one class afterwards.)
+# The student without a teacher never even considers an O. The one with a teacher has never seen an O either, and yet in every third case it is among its first three guesses. That knowledge came through pictures of other characters; it is called **dark knowledge**. It is hardly ever the first guess: few pictures, if any, asked for an O before all else. (Hinton and others, with ten digits, made it the first guess by raising the bias of that one class afterwards.)
 #
 # ## 6. Other ways to compare two distributions
 #
-# **Decoupled distillation (DKD).** With $b = (p_y, 1 - p_y)$ for the right class $y$, and $q$ the other classes alone, scaled to add up to 1, the divergence falls into two parts:
+# **Decoupled distillation** (DKD; Zhao and others, 2022). Let $b = (p_y, 1 - p_y)$: the right class $y$ against all others together. Let $q$ be the other classes alone, scaled to add up to 1. Then the divergence falls into two parts:
 #
 # $$\mathrm{KL}(p_t \| p_s) = \mathrm{KL}(b_t \| b_s) + (1 - p_{ty}) \, \mathrm{KL}(q_t \| q_s)$$
 #
@@ -318,13 +318,13 @@ for name in ("T = 4.0, weight 0.5", "DKD, weight 0.5"):
     print(f"{name:<19}", ", ".join(f"≈ {value:.1f} %" for value in results[name]))
 
 # %% [markdown]
-# The tests of the package use the identity as an oracle. In accuracy DKD is close to plain soft targets at the same weight. It has two weights to tune (the paper's 8 for the other classes wants a warm-up). Jensen and Shannon's divergence compares both with their mean, and is never larger than log 2, so a single image on which they disagree cannot take over.
+# In accuracy DKD is close to plain soft targets at the same weight. It has two weights to tune (the paper's 8 for the other classes wants a warm-up).
 #
 # ## 7. Layers in the middle
 #
-# The teacher can also show *how* it got there. **Hints** let a layer of the student predict a layer of the teacher. The widths differ, so a linear projection stands between. **Attention transfer** compares only where the activations are large. **Relational** distillation compares how the samples of a batch lie to one another.
+# The teacher can also show *how* it got there. **Hints** let a layer of the student predict a layer of the teacher. The widths differ, so a linear projection stands between. **Attention transfer** compares only *where* in the image the activations are large. **Relational** distillation (in the package, without a number here) compares how the samples of a batch lie to one another.
 #
-# The projection must be trained with the student, and it must not be in the result. So `distil` hands the training loop one module that holds both, and takes the student out of it at the end. The student is now a small ResNet with half of the teacher's channels and one block in each stage.
+# The projection must be trained with the student, and it must not be in the result. So `distil` hands the training loop one module that holds both, and takes the student out of it at the end. The student is now a small ResNet with half of the teacher's channels and one block in each of its three stages, trained for four passes over 3,000 images.
 
 
 # %%
@@ -354,6 +354,9 @@ for name, matched in pairs.items():
     print(f"{name:<14}", ", ".join(f"≈ {value:.1f} %" for value in results[f"ResNet, {name}"]))
 assert sum(results["ResNet, and a hint"]) > sum(results["ResNet, soft targets"])
 
+# %% [markdown]
+# What does attention transfer compare? *Look at:* four images, and below them where two stages of the teacher are active (bright): along the strokes at first, then in a few places.
+
 # %% tags=["slide"]
 with torch.no_grad(), d.tapped(teacher, ["layer1", "layer3"]) as seen:
     teacher(few.inputs(slice(4)))
@@ -368,13 +371,11 @@ for ax, name in zip(axes[:, 0], ("image", "stage 1", "stage 3"), strict=True):
 show(fig, alt="Four characters and where the teacher's first and last stage are active: strokes, then a few places")
 
 # %% [markdown]
-# A label reaches the first layers only through all the others. A hint speaks to a stage directly, and in a training as short as this one that is worth more than anything else here. Attention transfer costs no parameters and asks for less: where, not what. Its weight matters: a map of length 1 gives a tiny loss, so the papers write 1000; we took 100.
-#
-# The relational loss is in the package too; it has no number here, nor do many of the combinations.
+# A label reaches the first layers only through all the others. A hint speaks to a stage directly, and in a training as short as this one that is worth more than anything else here. Attention transfer costs no parameters and asks for less: where, not what. Its weight matters: maps of length 1 give a tiny loss, so the authors' code multiplies by 1000; we took 100.
 #
 # ## 8. Too small for its teacher?
 #
-# "If the student is much smaller than the teacher, it learns less from it than from the labels: put an **assistant** of middle size between" (Mirzadeh and others). We make a student of 16 neurons in each layer; the assistants are our students of 128. And **self-distillation**: the teacher is a student of the same size, trained on labels.
+# One reads that a student far smaller than its teacher learns less from it than from the labels. Mirzadeh and others (2020) put an **assistant** of middle size between. We make a student of 16 neurons in each layer; the assistants are our students of 128. And **self-distillation**: the teacher is a student of the same size, trained on labels.
 
 
 # %%
@@ -397,13 +398,13 @@ for name, group in rungs.items():
 assert sum(results["16, from an assistant"]) > sum(results["16, from the ResNet"]) + 3  # three seeds
 
 # %% [markdown]
-# Learning from the ResNet did the tiny student no harm: the warning that it would fall behind the labels is not confirmed. But the advice is: at the same number of steps it learned more from an assistant than from the ResNet itself. One that is small and unsure of itself has answers that a student of 16 neurons can come near. (The assistant had to be trained as well. In a larger project that is a cost to be counted.) And where a tenth of the parameters must do, there is a better start than random numbers: a student that is *cut out of its teacher* (lesson 06, with Taylor scores) and then taught goes more than half of the way from training alone to the teacher, at equal steps; a random one that is taught goes next to nowhere (`distillation_tenth` in `benchmarks/results.md`, three seeds).
+# Learning from the ResNet did the tiny student no harm, so the warning is not confirmed. But the advice is: at the same number of steps it learned more from an assistant than from the ResNet itself. One that is small and unsure of itself has answers that a student of 16 neurons can come near. (The assistant had to be trained as well. In a larger project that is a cost to be counted.) And where a tenth of the parameters must do, there is a better start than random numbers: a student that is *cut out of its teacher* (lesson 06, with Taylor scores) and then taught goes more than half of the way from training alone to the teacher, at equal steps, and most of that without being taught; a random one that is taught goes next to nowhere (`distillation_tenth` in `benchmarks/results.md`, three seeds).
 #
 # Self-distillation gave nothing here. In the paper it gains a little, with large networks and long training.
 #
 # ## 9. A language model: every other block
 #
-# DistilBERT has half of BERT's blocks and starts as *every other block of its teacher*. Then it is trained with three losses: soft targets at $T = 2$ (weight 5), the text itself (2), and the cosine between the last hidden states (1). The same with our small GPT, four blocks to two, and 20 batches of text:
+# DistilBERT has half of BERT's blocks and starts as *every other block of its teacher*. Then it is trained with three losses: soft targets at $T = 2$ (weight 5), the text itself (2), and the cosine between the last hidden states (1). The same with our small GPT, four blocks to two, and 20 batches of text. (Perplexity on a part of the held-out text, so it is not the number of lesson 04.) Which counts more, the start or the losses?
 
 # %%
 text = data.load("python-docs")
@@ -439,7 +440,7 @@ for name, (make, loss) in variants.items():
 assert max(ppl["every other, text only"]) < min(ppl["fresh, text and soft"]) / 2
 
 # %% [markdown]
-# Where the student *starts* decides: from half of the teacher it is, after 20 batches, where the fresh one will not be for a long time. The kind of loss matters little so early. And mind the pairs: `zip` over the blocks would have the student's blocks learn from the teacher's *first* ones, and the top would teach nobody. `match_blocks` pairs the last with the last. For random small models of Hugging Face's library the same two calls work; the tests run them on GPT-2, Llama and Qwen.
+# Where the student *starts* decides: from half of the teacher it is, after 20 batches, where the fresh one will not be for a long time. The kind of loss matters little so early. And mind the pairs: `zip` over the blocks would have the student's blocks learn from the teacher's *first* ones, and the top would teach nobody. `match_blocks` pairs the last with the last.
 #
 # ## 10. The repair step after pruning, and in QAT
 #
@@ -513,12 +514,12 @@ for name, speedup in timed.speedup.items():
     print(f"{name:<21} {speedup.value:.1f} times as fast as the teacher, 64 images")
 
 # %% [markdown]
-# The bytes and the speed come from the student's structure alone. The teacher changes what it knows, and by a few points. That is the honest frame for sentences such as "ten times smaller at 97 %": the size was chosen, and the percentage depends on data, length of training and task. DistilBERT has 66 million parameters against BERT's 109: 1.65 times fewer.
+# The bytes and the speed come from the student's structure alone. (Where two students of one structure are not equally fast, you see the noise of the clock.) The teacher changes what it knows, and by a few points. That is the honest frame for sentences such as "ten times smaller at 97 %": the size was chosen, and the percentage depends on data, length of training and task. DistilBERT has 66 million parameters against BERT's 109: 1.65 times fewer.
 #
 # ## 12. Traps
 #
 # ### 'mean' for 'batchmean'
-# torch's default takes the mean over samples *and classes*, and for 10 classes that is exactly a tenth. It is not an error, the loss falls as it should, and only the teacher is hardly heard.
+# torch's default takes the mean over samples *and classes*, and for 10 classes that is exactly a tenth. There is no error and the loss falls as it should; only the teacher is hardly heard.
 
 # %% tags=["trap"]
 for classes in (10, 62, 1000):
@@ -531,7 +532,7 @@ for classes in (10, 62, 1000):
 
 # %% [markdown]
 # ### No T², reversed weight, ReLU on the logits, a teacher that trains
-# Without $T^2$ the teacher's part is 16 times too weak at $T = 4$, the same fault in another dress. Papers call both the teacher's weight and its opposite *alpha*, so the same 0.9 is another loss in the next. A student that ends in a ReLU cannot say "certainly not". And what happens to a teacher that is left in train mode? *Look at* what is left of each.
+# Without $T^2$ the teacher's part is 16 times too weak at $T = 4$, the same fault in another dress. Papers call both the teacher's weight and its opposite *alpha*, so the same 0.9 is another loss in the next. A student that ends in a ReLU cannot say "certainly not". And what happens to a teacher that is left in train mode? *Look at:* how much of the teacher is heard, and what is left of its gain.
 
 # %% tags=["trap"]
 batch = next(iter(taught.batches(256)))
@@ -553,7 +554,7 @@ for name, options in faults.items():
 assert sum(results["mean"]) < sum(results["T = 4.0, weight 0.5"])
 
 # %% [markdown]
-# None of them stops with an error, and no loss curve looks broken. Each takes away a good part of what the teacher had given.
+# None of them stops with an error, and no loss curve looks broken. The mean takes away most of what the teacher had given, the ReLU a part. Now the teacher in train mode:
 
 # %% tags=["trap"]
 careless = checkpoints.load("resnet").train()
@@ -614,6 +615,8 @@ print(
 #
 # ### 08.1 Soft targets
 # *10 minutes, difficulty 1 of 3.* Write `soft_targets(student_logits, teacher_logits, temperature)` for logits (B, C): $T^2 \, \mathrm{KL}(p_t \| p_s)$ at temperature $T$, on average over the samples.
+#
+# <details><summary>Hint</summary>Divide both logits by T, take <code>log_softmax(-1)</code> of both. Sum over which axis, mean over which?</details>
 
 
 # %% tags=["exercise"]
@@ -704,6 +707,8 @@ check("08.4", where_solution, record=False)
 # %% [markdown]
 # ### 08.5 Which block learns from which
 # *10 minutes, difficulty 2 of 3.* Write `match(student_blocks, teacher_blocks)`: a list with the number of the teacher's block for each block of the student, evenly spread, counted from 0, the last with the last. For 3 and 12 it is `[3, 7, 11]`.
+#
+# <details><summary>Hint</summary>Count from 1 first: of 12 blocks the 4th, 8th and 12th.</details>
 
 
 # %% tags=["exercise"]
@@ -733,7 +738,7 @@ quiz("08")
 # - Soft targets say which classes look alike. The temperature makes that visible, and T² keeps the gradient's size.
 # - Sum over classes, mean over samples or tokens. Detach the teacher, in eval mode.
 # - Few labels: a teacher is worth a great deal. Much data, short training: perhaps nothing. Measure, with seeds.
-# - Layers in the middle want a projection that is trained with the student and thrown away.
+# - Layers in the middle of a network can teach too, through a projection that is trained with the student and then thrown away.
 # - Start a student from blocks of its teacher where you can. A very small one may do better with an assistant.
 # - After pruning and in QAT the undamaged network is a free teacher.
 #

@@ -3,7 +3,7 @@
 #
 # **Time:** 90 minutes with the exercises, 50 without. **Runs in:** one to two minutes, without a network or a GPU.
 #
-# **Before you start** you should have done lessons 02 (bits) and 05 (zeros). A little of lesson 08 (soft targets) is used.
+# **Before you start** you should have done lessons 02 (bits) and 05 (zeros). The small GPT and its perplexity come from lesson 04, and a little of lesson 08 (soft targets) is used.
 #
 # **Afterwards you can**
 # - replace a matrix or a convolution by a product of smaller ones, choose the rank, and say from where on it saves parameters, arithmetic and time: three different numbers;
@@ -41,7 +41,7 @@ start(threads=1)
 # ## Three guesses, before anything is measured
 
 # %%
-guess_rank = None  # a matrix of 384 x 96 as a product: what is the largest rank that saves parameters?
+guess_rank = None  # 384 x 96 as a product of 384 x r and r x 96: the largest r that saves parameters?
 guess_bits = None  # percent: accuracy of our ResNet (89 %) when each layer has only 4 different weights?
 guess_file = None  # how many times smaller can the file of a network get, if it may lose about a point?
 
@@ -56,9 +56,9 @@ product = column @ row
 print(product.int().tolist(), "has rank", int(torch.linalg.matrix_rank(product)))
 
 # %% [markdown]
-# Each row is a multiple of one row. That is **rank 1**. A matrix of rank $r$ is a sum of $r$ such products, $W = LR$ with $L$ of shape $(O, r)$ and $R$ of shape $(r, I)$. It takes $r(O + I)$ numbers in place of $O \cdot I$.
+# Each row is a multiple of one row. That is **rank 1**. A matrix of rank $r$ is a sum of $r$ such products, $W = LR$ with $L$ of shape $(O, r)$ and $R$ of shape $(r, I)$. For a layer with $O$ outputs and $I$ inputs it takes $r(O + I)$ numbers in place of $O \cdot I$.
 #
-# No trained matrix has a low rank exactly. But the singular value decomposition sorts the products by how much they matter, and cutting it is the best one can do (Eckart and Young, 1936). *Look at:* the error, which we know before we cut.
+# No trained matrix has a low rank exactly. But the **singular value decomposition** (SVD), $W = U \Sigma V^\top$, writes any matrix as a sum of such products: a column of $U$ times a row of $V^\top$ times a *singular value*, which says how much this product matters. The largest come first, and no matrix of rank $r$ is nearer to $W$ than the first $r$ of them (Eckart and Young, 1936). Below, twelve numbers that are *nearly* our product, cut to rank 1. *Look at:* the error, which we know before we cut.
 
 # %%
 weight = product + 0.3 * torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.0, 1.0, -1.0, 0.0], [0.0, 0.0, 1.0, -1.0]])
@@ -68,7 +68,7 @@ print("singular values", [round(value, 2) for value in s.tolist()])
 print(f"error of rank 1: {(weight - cut).norm():.4f} = root of the sum of the squares left: {s[1:].norm():.4f}")
 
 # %% [markdown]
-# The part of the sum of squares that stays is called the **energy**. So a rank can be chosen by the energy to keep. And from which rank on does it pay? In a few lines:
+# The part of the sum of squares that stays is called the **energy**. So a rank can be chosen by the energy to keep. And up to which rank does it pay? In a few lines:
 
 
 # %%
@@ -92,7 +92,7 @@ reveal(guess_rank, break_even(384, 96), what="largest rank of 384 x 96 that save
 #
 # ## 2. Three numbers called break-even
 #
-# Now a convolution, 64 to 128 channels with stride 2, as three: 1 x 1 to few channels, 3 x 3 among the few, 1 x 1 back (Tucker-2, section 5). At which rank does it stop to save parameters? Arithmetic? Time?
+# Now a convolution, 64 to 128 channels with stride 2, as three: 1 x 1 to few channels, 3 x 3 among the few, 1 x 1 back (Tucker-2, section 5). We keep twice as many directions of the outputs as of the inputs, and try ranks in steps of four. At which rank does it stop saving parameters? Arithmetic? Time?
 
 # %%
 conv, image = nn.Conv2d(64, 128, 3, stride=2, padding=1, bias=False), torch.randn(1, 64, 32, 32)
@@ -107,9 +107,6 @@ assert saves[0] > saves[1]
 
 # %% [markdown]
 # The first 1 x 1 runs *before* the stride, on four times as many pixels. So arithmetic breaks even earlier than parameters. (Where nothing strides, as in a linear layer, both are the same number; in an embedding, which only looks up, any rank costs arithmetic.) And time:
-
-# %%
-timed = {}
 
 # %% tags=["nbval-ignore-output"]
 calls = {"dense": conv} | {str(r): part for r, part in factors.items() if r % 8 == 0}
@@ -133,7 +130,7 @@ ax.legend()
 show(fig, alt="All three costs rise with the rank and cross the line of the dense layer, parameters last, time first")
 
 # %% [markdown]
-# Three layers are three calls, and read and write two results between them. The clock breaks even first, and where exactly is a property of the machine. So `largest_rank` takes any cost: a formula, or a stopwatch.
+# *Look at:* where each curve crosses the black line, the dense layer. Three layers are three calls, and read and write two results between them. So the clock breaks even first, and where exactly is a property of the machine. That is why `largest_rank` takes any cost: a formula, or a stopwatch.
 #
 # ### Trap: a rank that saves parameters and costs time
 #
@@ -151,11 +148,11 @@ assert f.parameters_of(pair) < f.parameters_of(layer)
 assert slow.speedup["rank 64"].value < 1
 
 # %% [markdown]
-# Less arithmetic, and more time: what so small a call costs is mostly the calling, and now there are two calls. Mended by asking the clock, not the formula: this layer has no rank that is faster, and stays as it is.
+# Less arithmetic, and more time: what so small a call costs is mostly the calling, and now there are two calls. Mended by asking the clock, not the formula: a layer that gets no faster stays as it is.
 #
 # ## 3. Keep what the layer does, not what it holds
 #
-# The cut SVD is the nearest *matrix*. But who looks at the matrix? What should stay is the output, $\min \|(W - W')X\|$. If the second input is ten times as large as the first, its column matters ten times as much:
+# The cut SVD is the nearest *matrix*. But who looks at the matrix? What should stay is the output: the error to make small is $\|(W - W')X\|$, where the columns of $X$ are inputs. Two weights, 3 and 1, each with an input of its own, and room for one. If the second input is ten times as large as the first (its mean square is 100 in place of 1), its weight matters ten times as much:
 
 # %%
 weight, seen = torch.diag(torch.tensor([3.0, 1.0])), torch.diag(torch.tensor([1.0, 100.0]))
@@ -164,7 +161,7 @@ for name, covariance in (("plain", None), ("weighted", seen)):
     print(f"{name:<9} keeps {(left @ right).round().abs().int().tolist()}")
 
 # %% [markdown]
-# With $C = SS^\top$, the mean of $xx^\top$ over the inputs, it is the SVD of $WS = U\Sigma V^\top$ that has to be cut. Papers go on with $W' = U_r \Sigma_r V_r^\top S^{-1}$, and then worry about an $S$ that cannot be inverted. There is nothing to worry about: $\Sigma_r V_r^\top = U_r^\top W S$, so the inverse cancels and $W' = U_r U_r^\top W$. In code:
+# Only the mean $C$ of $xx^\top$ over the inputs is needed, as in GPTQ (lesson 04). Split it into $C = SS^\top$; then $\|(W - W')S\|$ measures the same error, and it is the SVD of $WS = U\Sigma V^\top$ that has to be cut. Papers go on with $W' = U_r \Sigma_r V_r^\top S^{-1}$, and then worry about an $S$ that cannot be inverted. There is nothing to worry about: $\Sigma_r V_r^\top = U_r^\top W S$, so the inverse cancels and $W' = U_r U_r^\top W$, with $U_r$ the first $r$ columns of $U$. (The package adds a little of the identity to $C$, `ridge`, which decides where the inputs do not. Below it is off.) In code:
 
 
 # %%
@@ -185,7 +182,7 @@ best = torch.linalg.svdvals(weight @ x.T)[3:].norm()
 print(f"error on these inputs: {((weight - left @ right) @ x.T).norm():.4f}, the least possible: {best:.4f}")
 
 # %% [markdown]
-# Now real networks: the MLP and the vision transformer on our characters, the GPT on text. The same ranks for both ways; weighted by 512 images, or 32 pieces of text. *Look at:* rank 24.
+# Now real networks: the MLP and a small vision transformer (ViT: the GPT's kind of blocks, reading patches of the image) on our characters, the GPT on text. Each is cut in both ways to the same ranks; the weighted way sees 512 images, or 32 pieces of text. For the GPT the number is a perplexity, on a few batches of validation text: lower is better. *Look at:* the MLP at rank 16.
 
 # %%
 splits, text = data.load("glyphs"), data.load("python-docs")
@@ -228,11 +225,11 @@ assert all(cuts[n, r, "weighted"] > cuts[n, r, "plain"] + 2 for n, r, _ in cuts 
 assert cuts["gpt", 32, "weighted"] < cuts["gpt", 32, "plain"] / 1.5
 
 # %% [markdown]
-# At equal ranks it helps everywhere, the more the harder the cut: 4 to 30 points of accuracy, and at rank 32 more than half of the perplexity. It takes one pass over some inputs. (The text transformer's head stays whole: its weight is tied to the embedding, and the package says so in `skipped`.)
+# At equal ranks it helps everywhere, the more the harder the cut: 4 to 30 points of accuracy, and at rank 32 the GPT's perplexity is less than half. It takes one pass over some inputs. (The GPT's head stays whole: its weight is tied to the embedding, and the package says so in `skipped`.)
 #
 # ### Energy is not accuracy
 #
-# Which layer should get which rank? `allocate_ranks` shares a number of parameters among the layers so that little energy is lost: steps of most energy for a parameter first. But the energy of what? We have two: that of the weights, and that of the outputs. All three networks below have 60 % of the parameters of the GPT's matrices.
+# Which layer should get which rank? `allocate_ranks` shares a number of parameters among the layers so that little energy is lost: it spends each where it buys most energy. But the energy of what? We have two: that of the weights, and that of the outputs. All three networks below have 60 % of the parameters of the GPT's matrices.
 
 # %%
 gpt = networks["gpt"]
@@ -257,7 +254,7 @@ assert sorted(shared, key=shared.get)[0] == "ranks by weights, cut by outputs"
 #
 # ## 4. What training makes good
 #
-# Two narrow layers train like any others. The MLP at rank 16, a quarter of its parameters, on 4,000 images twice, three seeds:
+# Two narrow layers train like any others. The MLP at rank 16, with 29 % of its parameters, twice through 4,000 images, three seeds:
 
 
 # %%
@@ -290,7 +287,7 @@ picture = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 print("six numbers do what nine did:", torch.allclose(horizontal(vertical(picture)), sobel(picture), atol=1e-5))
 
 # %% [markdown]
-# Tucker-2 has no formula. Cutting each axis by its own SVD (HOSVD) is good; going to and fro, each basis given the other (HOOI), is better, and never worse. *Look at:* how soon it stands still.
+# Tucker-2 looks for a few directions (a *basis*) among the input channels, a few among the output channels, and a small kernel between them. The best pair of bases has no formula. Cutting each axis by its own SVD (HOSVD) is good; improving them in turns, each given the other (HOOI), is a little better and never worse. *Look at:* how soon the error of the kernel stands still.
 
 # %%
 kernel = networks["resnet"].layer3[0].conv2.weight
@@ -299,7 +296,7 @@ print("HOSVD, then 1, 2, 5, 20 steps:", ", ".join(f"≈ {error:.4f}" for error i
 assert all(after <= before + 1e-9 for before, after in itertools.pairwise(errors))
 
 # %% [markdown]
-# The ResNet with 40 % of each kernel's parameters, by all three; then 1,500 images for each of three seeds.
+# The ResNet with 40 % of each kernel's parameters, cut in all three ways; then one pass of training over 1,500 images, three seeds.
 
 # %%
 cut, convs, spatial = {}, {}, None
@@ -318,11 +315,11 @@ reasons = pd.Series(cut["tucker"].skipped).value_counts()
 print(reasons.to_string())
 
 # %% [markdown]
-# Which cut is best is a property of the network: ours is narrow, its channels have little to spare, while its kernels look for strokes, which are nearly products of a column and a row. In wide networks it is often the other way round. And what cannot be cut is listed with its reason.
+# Which cut is best is a property of the network: ours is narrow, so its channels have little to spare, and perhaps its kernels look for strokes, which are nearly products of a column and a row. In wide networks it is often the other way round. And what cannot be cut is listed with its reason.
 #
 # ## 6. Separable convolutions: the same idea, built in
 #
-# The most radical cut looks around in each channel alone (depthwise), and then mixes the channels at each pixel (1 x 1). A 3 x 3 convolution of $C$ to $O$ channels has $9CO$ weights, this pair has $9C + CO$.
+# The most radical cut looks around in each channel alone (depthwise), and then mixes the channels at each pixel (1 x 1). A 3 x 3 convolution of $C$ to $O$ channels has $9CO$ weights, this pair has $9C + CO$. MobileNet is a stack of such pairs. EfficientNet asks how such a network should grow, and answers: deeper, wider and with larger images *together*, so that each step $\varphi$ takes about twice the arithmetic. The formulas say:
 
 # %%
 whole, split = f.conv_cost(512, 512, pixels=14 * 14), f.separable_cost(512, 512, pixels=14 * 14)
@@ -337,7 +334,7 @@ print(
 )
 
 # %% [markdown]
-# Can a trained kernel be turned into such a pair? For each input channel the best pair is an SVD, and `separable_conv` takes it. *Look at:* how far that goes.
+# Can a trained kernel be turned into such a pair? For each input channel the best pair is an SVD, and `separate_convs` takes it, with one or more depthwise kernels for each channel. *Look at:* how far that goes.
 
 # %%
 apart = {}
@@ -348,7 +345,7 @@ for terms in (1, 2, 4):
 assert apart[1] < 10 < 50 < apart[4] < dense["resnet"] - 10
 
 # %% [markdown]
-# Not far: one kernel for each channel is much too few for a network that was not trained so. MobileNet and EfficientNet are *built* of such pairs and trained from scratch. Our course has one: beside the ResNet, nearly as good.
+# Not far: with one kernel for each channel, a network that was not trained so is guessing. MobileNet and EfficientNet are *built* of such pairs and trained from scratch. Our course has one: beside the ResNet, nearly as good.
 
 # %%
 pair = {name: networks[name] for name in ("resnet", "separable")}
@@ -377,7 +374,7 @@ print("MACs:", counts)
 assert rate["depthwise"] < rate["3 x 3"] / 2
 
 # %% [markdown]
-# Nearly three times fewer multiplications, and where we measured it is slower for one image and level for 64. The last three lines say why. A 3 x 3 convolution uses each number that it loads many times. A depthwise one uses it nine times, and the processor waits. So its MACs are dear: at the same count they take several times as long. Count MACs to compare *designs*; to compare *speed*, measure.
+# Nearly three times fewer multiplications, and where we measured it is slower for one image and level for 64. The last three lines say why. A 3 x 3 convolution uses each number that it loads many times. A depthwise one uses it nine times, and the processor waits. So its MACs are dear: at the same count they take far longer. Count MACs to compare *designs*; to compare *speed*, measure.
 #
 # ## 7. Weights that share values
 #
@@ -398,7 +395,9 @@ print("values", found.centroids.tolist(), "numbers", found.indices.tolist(), "by
 assert torch.equal(lloyd(weights, torch.tensor([0.0, 4.0, 8.0])), found.centroids)
 
 # %% [markdown]
-# (The package sorts once and searches the borders: a million weights take a moment, as we will see.) A grid of lesson 02 has its values at equal distances. Here they go where the weights are. Is that worth a table? The ResNet, at equal bits for an index:
+# Three values of 4 bytes, and six numbers of 2 bits: 14 bytes. (The package sorts the weights once and then only searches the borders between the values; section 11 times it.)
+#
+# A grid of lesson 02 has its values at equal distances. Here they go where the weights are. Is that worth a table? The ResNet, at equal bits for each weight:
 
 # %%
 bits = {}
@@ -419,7 +418,7 @@ print(f"bytes at 3 bits: grids for the channels {sizes[0]:,}, tables for the lay
 assert sizes[1] < sizes[0]
 
 # %% [markdown]
-# At 2 and 3 bits a table for a whole layer beats a grid for each channel, with fewer bytes. At 4 it is level. The price: a table must be looked up, and no integer arithmetic can be done with the numbers of its entries. It makes a *file* small.
+# At 2 and 3 bits a table for a whole layer beats a grid for each channel, and at 3 bits we saw that it takes fewer bytes. At 4 it is level. The price: a table must be looked up, and no integer arithmetic can be done with the numbers of its entries. It makes a *file* small.
 #
 # ### Trap: a codebook larger than what it codes
 #
@@ -436,7 +435,7 @@ print(f"the first layer, coded all the same: {book.nbytes} bytes in place of {we
 assert book.nbytes > weight.nbytes
 
 # %% [markdown]
-# The package refuses and says so. (With another start it may find that fewer values are used, and that these pay.) Mended by fewer values, or by one table for several layers.
+# The first layer has fewer than 256 weights. So its table is as long as the layer, and the numbers of the entries come on top. The package refuses and says so. (`init="density"` starts the values where the weights are dense. From evenly spaced values fewer may stay in use, and then a table can pay.) Mended by fewer values, or by one table for several layers.
 #
 # ## 8. Short words for frequent numbers
 #
@@ -453,7 +452,7 @@ print(
 )
 
 # %% [markdown]
-# The **entropy** is the least that any code of single symbols can reach. Now a real layer: its numbers of 16 values.
+# The **entropy** is the least that any code of single symbols can reach. Now a real layer, the classifier of the VGG (a plain stack of convolutions, the ResNet's rival in lesson 00), with 16 values.
 
 # %%
 numbers = f.kmeans(networks["vgg"].classifier.weight, 16).indices
@@ -464,9 +463,11 @@ print(f"bits for each weight: fixed 4, Huffman ≈ {each:.3f}, entropy ≈ {leas
 assert least < each < 1.05 * least
 
 # %% [markdown]
+# A third of a bit is not much. The gain grows where some symbols are far more frequent than others, as zeros are after pruning.
+#
 # ## 9. Deep Compression, from end to end
 #
-# Han, Mao and Dally put it together in 2016: **prune**, let the rest **share values**, **code** the numbers, and also the gaps between the weights that are left. Each stage is followed by training. Our VGG, in one go: 80 % zeros on the cubic schedule of lesson 05, helped by the soft targets of lesson 08.
+# Han, Mao and Dally put it together in 2016: **prune**, let the rest **share values**, **code** the numbers, and also the gaps between the weights that are left. After the first two stages the network is trained. Our VGG: 80 % zeros on the cubic schedule of lesson 05, reached after 375 steps, half of the training, and with the soft targets of lesson 08.
 
 # %%
 teacher, pruner = networks["vgg"], p.GradualPruner(lambda step: 0.8 * (1 - (1 - min(step / 375, 1)) ** 3))
@@ -487,7 +488,7 @@ print(f"{p.sparsity_of(pruned).overall:.1%} of the weights are zero")
 print(f"right: ≈ {percent(pruned):.1f} %, before ≈ {dense['vgg']:.1f} %")
 
 # %% [markdown]
-# The masks go to `share_weights`: zeros take no part in the clusters. Then the *tables* are trained. The gradient of a value is the sum over all its weights; nothing else of the layer moves.
+# The masks go to `share_weights`: zeros take no part in the clusters. Then the *tables* are trained. The gradient of a value is the sum over all its weights. Which weight has which value, and where the zeros are, stays as it is.
 
 # %%
 clustered = f.share_weights(pruned, clusters=8, masks=pruner.masks)
@@ -535,11 +536,11 @@ with tempfile.TemporaryDirectory() as folder:
 assert written["both"].ratio > 1.5 * max(written["80 % zeros"].ratio, written["8 values"].ratio)
 
 # %% [markdown]
-# Zeros alone save less than one thinks: the values that are left take 32 bits each. Values alone come to less than 3 bits for each weight, but for each. It is both together that makes twenty.
+# Zeros alone save less than one thinks: the values that are left take 32 bits each. Values alone come to about 3 bits for each weight, but for *each*. It is both together that makes twenty.
 #
 # ## 10. Sharing whole layers
 #
-# One step further: two layers that are one. ALBERT does so with all blocks of a BERT. We let the GPT's blocks 1 and 2 be one, and 3 and 4. Beside it, at the same number of parameters: the GPT with two blocks simply taken out. Both train on 30 batches, three times on others.
+# One step further: two layers that are one. ALBERT does so with all blocks of a BERT. We let the GPT's blocks 1 and 2 be one, and 3 and 4. Beside it, at the same number of parameters: the GPT with two blocks simply taken out. Both train on 30 batches, three times, each time on other batches.
 
 # %%
 tied = f.share_layers(gpt, [["blocks.0", "blocks.1"], ["blocks.2", "blocks.3"]])
@@ -563,9 +564,9 @@ assert max(results["shared"][1:]) < results["shared"][0] / 2
 assert sum(results["two blocks"][1:]) < sum(results["shared"][1:])
 
 # %% [markdown]
-# Sharing halves the bytes and saves no arithmetic at all. Blocks that were trained apart do different things, and a short training does not make them one: the network with two blocks is as good or better, at half of the arithmetic. ALBERT shares *from the start*. (And start from one of the two: their mean is neither.)
+# Sharing nearly halves the parameters and saves no arithmetic at all. Blocks that were trained apart do different things, and a short training does not make them one: the network with two blocks is a little better, at about half of the arithmetic. ALBERT shares *from the start*. (The shared block starts as the first of the two, as the package does by default.)
 #
-# A recurrent network is shared by construction: one cell at every time step. Zeros and tables work there as anywhere, but each error is made again at every step. *Look at:* 80 % zeros before and after 100 batches.
+# A recurrent network is shared by construction: one cell at every time step. Ours is an LSTM, trained on the same text as the GPT. Zeros and tables work there as anywhere, but each error is made again at every step. *Look at:* 80 % zeros before and after 100 batches.
 
 # %%
 zeros = p.prune_magnitude(networks["lstm"], 0.8)
@@ -608,7 +609,7 @@ print(f"numbers of the classifier's values: zlib {len(packed):,} bytes, Huffman 
 # %% [markdown]
 # ## 12. The whole lesson in one table
 #
-# All on the test split, once. Files as `save_compressed` writes them.
+# All on the test split, once. Files as `save_compressed` writes them. The ResNet with 8 values was not trained afterwards, the spatial one for one pass over 1,500 images. *Look at:* the upper left corner of the figure, where a file is small and good.
 
 # %%
 finals = {"VGG": networks["vgg"], "VGG, Deep Compression": again, "ResNet": networks["resnet"]}
@@ -770,15 +771,17 @@ quiz("09")
 # - Cut what the layer does, not what it holds: $W' = U_r U_r^\top W$ with the directions of the outputs. Within a layer; between layers energies do not compare.
 # - Tables of values beat grids at few bits, in a file. A table must be smaller than what it codes.
 # - Zeros, shared values and short words multiply: twenty times smaller for a point or two.
-# - Sharing layers saves bytes and no time. MACs are not milliseconds.
+# - Sharing layers saves bytes and no time. A network of separable convolutions has to be trained as one: it is not cut out of another. And its MACs are not milliseconds.
 #
 # ## Sources
 #
+# - Eckart and Young, *The approximation of one matrix by another of lower rank*, 1936
 # - Wang and others, *SVD-LLM*, 2024, arXiv:2403.07378 (whitening)
 # - Jaderberg and others, *Speeding up convolutional neural networks with low rank expansions*, 2014, arXiv:1405.3866 (spatial)
 # - Kim and others, *Compression of deep convolutional neural networks for fast and low power mobile applications*, 2016, arXiv:1511.06530 (Tucker-2)
 # - Howard and others, *MobileNets*, 2017, arXiv:1704.04861; Sandler and others, *MobileNetV2*, 2018, arXiv:1801.04381; Tan and Le, *EfficientNet*, 2019, arXiv:1905.11946
 # - Han, Mao and Dally, *Deep compression*, 2016, arXiv:1510.00149
+# - Huffman, *A method for the construction of minimum-redundancy codes*, 1952
 # - Lan and others, *ALBERT*, 2020, arXiv:1909.11942
 #
 # ## Next

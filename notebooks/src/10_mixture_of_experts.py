@@ -3,7 +3,7 @@
 #
 # **Time:** 75 minutes with the exercises, 45 without. **Runs in:** one to two minutes, without a network or a GPU.
 #
-# **Before you start** you should have done lessons 05 to 07: what pruning removes, and how a score is judged.
+# **Before you start** you should have done lessons 05 to 07: what pruning removes, and how a score is judged. Perplexity is lesson 04's.
 #
 # **Afterwards you can**
 # - read what a router does: load, balance, entropy, contribution of each expert;
@@ -45,12 +45,14 @@ start(threads=1)
 # %%
 guess_usage = None  # perplexity is about 3.3; what is it without the quarter of the experts that is used least?
 guess_rank = None  # rank correlation of an expert's usage with what its removal really costs, -1 to 1?
-guess_skip = None  # percent by which perplexity rises if half of all second experts are skipped?
+guess_skip = None  # each token takes 2 experts: by how many percent does perplexity rise without half of the second?
 
 # %% [markdown]
 # ## 1. A router, by hand
 #
-# Two tokens, four experts. The router gives each token four logits; softmax makes probabilities $p$; the two largest are **chosen** ($k = 2$). Each chosen expert's output is multiplied by its **gate** $g$, here $p$ divided by the sum of the two. The layer puts out $y = \sum_e g_e\, f_e(x)$.
+# Two tokens, four experts. The router gives each token four logits; softmax makes probabilities $p$; the two largest are **chosen** ($k = 2$). Each chosen expert's output is multiplied by its **gate** $g$, here $p$ divided by the sum of the two. The layer puts out $y = \sum_e g_e \, \mathrm{expert}_e(x)$, summed over the chosen.
+#
+# Each pair of a token and one of its experts is an *assignment*. An expert's share of all assignments is its **usage**.
 
 # %%
 probs = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.5, 0.1, 0.3, 0.1]])
@@ -63,7 +65,7 @@ usage = counts / counts.sum()
 print("share of the four assignments:", usage.tolist(), " even would be", 1 / 4)
 
 # %% [markdown]
-# Left alone, a router settles on a few experts: those it chooses learn, and are chosen more. So training adds a **load-balance loss** (Switch Transformer, equations 4 to 6): $E \sum_e f_e P_e$, with $f_e$ the share of the assignments and $P_e$ the mean probability of expert $e$. It is 1 if all is even, and $E$ if one expert gets everything.
+# Left alone, a router settles on a few experts: those it chooses learn, and are chosen more. So training adds a small multiple of a **load-balance loss** (Switch Transformer, equations 4 to 6): $E \sum_e f_e P_e$, with $E$ the number of experts, $f_e$ the usage and $P_e$ the mean probability of expert $e$. It is 1 if all is even, and $E$ if one expert gets everything. The **entropy** of $p$ says how undecided the router is about one token: 0 is certain, $\log E$ is a mere guess.
 
 # %%
 mean_probs = probs.mean(0)
@@ -90,7 +92,7 @@ assert rule[64] == rule[16] == 0.6
 assert rule[8] == 0.4
 
 # %% [markdown]
-# The rule measures the number of experts. **Relative usage**, the share times $E$, is 1 for an average expert in any model. We use nothing else from here on.
+# The rule measures the number of experts. **Relative usage**, the share times $E$, is 1 for an average expert in any model. We print nothing else from here on.
 #
 # ## 2. Where our model sends its tokens
 #
@@ -126,7 +128,7 @@ print(f"perplexity ≈ {whole:.2f}")
 assert total > 2 * active and 2.7 < whole < 3.9
 
 # %% [markdown]
-# Now the statistics, in one pass with hooks that are removed afterwards, on three kinds of text: the manual, the source code of Python's own library, and a list of numbers. Look at the first block.
+# Now the statistics, in one pass with hooks that are removed afterwards, on three kinds of text: the manual, the source code of Python's own library, and a list of numbers. What do you expect of the numbers? *Look at:* the first block.
 
 # %%
 source = "".join(inspect.getsource(module) for module in (argparse, tarfile, difflib))
@@ -163,11 +165,11 @@ for name in texts:
 assert seen["manual"][first].load_balance < 1.3 < 2 < seen["numbers"][first].load_balance
 
 # %% [markdown]
-# On its own text the load is nearly even, as it was trained to be. On numbers two experts do almost everything in this block, and half of the experts see next to nothing. Keep that picture for the traps.
+# On its own text the load is fairly even, as it was trained to be: each expert gets between about a half and one and a half of the average. On numbers two experts do almost everything in this block, and the other six see next to nothing. Keep that picture for the traps.
 #
 # ## 3. Which expert matters? Ask the oracle first
 #
-# As in lesson 07 there is a truth: take an expert out, measure the loss. With 24 experts we can afford it. Three cheap scores are to guess it: **usage**, the **mean gate** over an expert's tokens, and the **contribution**, the mean norm of gate times output over its tokens (the score of REAP, Lasby and others, 2025). A fourth is contribution times usage: what an expert adds over all tokens.
+# As in lesson 07 there is a truth: take an expert out, measure the loss. With 24 experts we can afford it. Three cheap scores, from one pass over the manual, are to guess it: **usage**, the **mean gate** over an expert's tokens, and the **contribution**, the mean norm of gate times output over its tokens (the score of REAP, Lasby and others, 2025). A fourth is contribution times usage: what an expert adds over all tokens. The rank correlation (lesson 07) is taken over the eight experts of a block; what is printed is the mean of three blocks.
 
 # %%
 few = held_out[:6]
@@ -195,9 +197,9 @@ reveal(guess_rank, ranks["usage"], what="rank correlation of usage with the orac
 assert ranks["usage"] < 0.4 < 0.6 < ranks["contribution"]
 
 # %% [markdown]
-# Usage is a poor guess. It had to be: the balance loss made usage *equal*, so what is left of its differences says little. An expert with an even share of the tokens can put out next to nothing. Gate and contribution say what it adds.
+# Usage is a poor guess. It had no chance to be a good one: the balance loss pushes it towards *equal*, whatever an expert is worth, so the differences that are left say little. An expert with an even share of the tokens can put out next to nothing. Gate and contribution say what it adds.
 #
-# So a quarter of the experts goes: two of eight in each block, the lowest by each score. The scores come from three different draws of the training text.
+# So a quarter of the experts goes: two of eight in each block, those with the lowest scores. The scores come from three different draws of the training text.
 
 # %%
 manual = [routing_statistics(network, draw(texts["manual"], seed)) for seed in (0, 1, 2)]
@@ -219,11 +221,11 @@ assert min(rows["usage"]) > 1.3 * max(rows["contribution"])
 assert max(rows["contribution"]) < 1.5 * whole
 
 # %% [markdown]
-# The draw hardly matters; the score matters much. On this model, "remove what is used least" is the worst of the four.
+# The draw does not matter; the score matters much. On this model, "remove what is used least" is the worst of the four. Mean gate and contribution do as well as the oracle. Contribution times usage does not, though it ranked all eight better than contribution did: here it counts only who comes last.
 #
 # ## 4. What it means that an expert is gone
 #
-# `drop_experts` removes its weights, its row of the router, and its number in the configuration. Softmax over the experts that are left is softmax over all with the others' logits at minus infinity. So there is an exact test, in float64:
+# `drop_experts` removes its weights and its row of the router, and corrects the number of experts in the configuration. Softmax over the experts that are left is softmax over all with the others' logits at minus infinity. So there is an exact test, in float64:
 
 # %%
 gone = {first: [3, 5]}
@@ -254,11 +256,11 @@ same = torch.equal(fresh.eval()(x), best.model.eval()(x))
 print(f"config says {best.model.config['experts']} experts; a fresh model of it, loaded, is the same: {same}")
 
 # %% [markdown]
-# All layers kept equally many, so the configuration says it. If they differ (`scope="global"`), no configuration can, and the note says how to load: `drop_experts(original, result.removed)`, then the weights. Where fewer than $k$ experts are left, $k$ goes down too, with a note.
+# All layers kept equally many, so the configuration says it. If they differ (`scope="global"` compares the experts of all layers), no configuration can, and the note says how to load: `drop_experts(original, result.removed)`, then the weights. Where fewer than $k$ experts are left, $k$ goes down too, with a note.
 #
 # ## 5. Three more ways to have less
 #
-# **Merging.** Instead of throwing an expert away, average it into one that the router treats alike (MC-SMoE, Li and others, 2024). The order of neurons inside an expert is arbitrary, so they are matched first; without that it is a mean of unrelated things.
+# **Merging.** Instead of throwing an expert away, average it into the one that the router treats most like it (MC-SMoE, Li and others, 2024). The order of neurons inside an expert is arbitrary, so they are matched first; without that it is a mean of unrelated things.
 
 # %%
 both_sums = scores["usage x contribution"]
@@ -285,9 +287,9 @@ for one, two, other in zip(*three.values(), strict=True):
     assert one < two < other
 
 # %% [markdown]
-# Matching helps, but merging does not beat dropping here: the mean of two experts is neither of them, and the router can no longer choose between the two. REAP reports the same for large models.
+# All three rows choose by contribution times usage. Matching helps, but merging does not beat dropping here: the mean of two experts is neither of them, and the router can no longer choose between the two. REAP reports the same for large models.
 #
-# **Thinner experts.** Neurons go inside experts, more where an expert does little. `kept_neurons` hands out places one by one, as seats in a parliament, so the total is exact. First on numbers to check by hand, then on the model.
+# **Thinner experts.** Neurons go inside experts, more where an expert does little: those whose weights, in and out, have the smallest norms. `kept_neurons` says how many stay. It hands out places one by one, like the seats of a parliament, so the total is exact. First on numbers to check by hand, then on the model.
 
 # %%
 print("4 experts, 8 neurons each, half goes; shares .4 .3 .2 .1:", end=" ")
@@ -308,9 +310,9 @@ for name, found in neurons.items():
 assert max(neurons["by usage x contribution"]) < min(*neurons["by usage"], *neurons["a quarter of each"])
 
 # %% [markdown]
-# "More where little used" gains nothing if used means usage; it gains if used means what an expert adds.
+# "More where little used" does harm if used means usage, and is worth it if used means what an expert adds.
 #
-# **Skipping.** Nothing leaves the file. But a token whose second gate is far below its first can go through the first alone (Lu and others, 2024). The threshold is relative to the token's own largest gate, and comes from a quantile of the statistics. Look at how far we can go.
+# **Skipping.** Nothing leaves the file. But a token whose second gate is far below its first can go through the first alone (Lu and others, 2024). The threshold is relative to the token's own largest gate, and comes from a quantile of the statistics. *Look at:* how far we can go. (The dashed line is the whole model; mind that the axis does not start at zero.)
 
 # %%
 curve = []
@@ -347,7 +349,7 @@ for name, model in (("whole", network), ("half of the second experts skipped", h
 #
 # ## 6. After a short training
 #
-# All that were cut to about the same size get the same 25 steps on the same batches, and so does the original. We compare on the test split, which nothing was chosen on.
+# All that were cut to about the same size get the same 25 steps on the same batches, and so does the original. We compare on the test split, which nothing was chosen on. (It is another part of the manual, and a harder one: the whole model's perplexity is higher there.)
 
 # %%
 finals = {
@@ -382,7 +384,7 @@ assert summary.perplexity.idxmax() == "dropped, usage"
 assert summary.perplexity["thinner experts"] < summary.perplexity["merged"]
 
 # %% [markdown]
-# Training mends much of what a bad choice broke, and the worst choice stays the worst. The original itself gets a little worse: 25 steps at a fresh learning rate disturb what was at rest, so compare with its second column, too. The intervals overlap: fourteen batches are few, and only the ends of the order are sure. Note the column of active parameters: dropping experts leaves it as it was, except for the router's rows; thinner experts lower it.
+# Training mends much of what a bad choice broke, and the worst choice stays the worst. The original itself gets a little worse: 25 steps at a fresh learning rate disturb what was at rest. So compare the others with its value after the steps. The intervals overlap: fourteen batches are few, and only the ends of the order are sure. Note the column of active parameters: dropping experts leaves it as it was, except for the router's rows; thinner experts lower it.
 #
 # ## 7. In production
 #
@@ -457,7 +459,9 @@ assert rows_usage > 1.3 * rows_best
 # ## Exercises
 #
 # ### 10.1 Relative usage
-# *10 minutes, difficulty 1 of 3.* Write `relative(chosen, experts)` for chosen (T, k): (E,) how often each expert is chosen, over an even load.
+# *10 minutes, difficulty 1 of 3.* Write `relative(chosen, experts)`: `chosen` (T, k) holds the numbers of each token's experts. Return a tensor (E,): how often each expert is chosen, divided by an even load.
+#
+# <details><summary>Hint</summary>How many assignments are there, and how many would each of E experts get? <code>torch.bincount</code> has a <code>minlength</code>.</details>
 
 
 # %% tags=["exercise"]
@@ -477,7 +481,7 @@ check("10.1", relative_solution, record=False)
 
 # %% [markdown]
 # ### 10.2 The load-balance loss
-# *10 minutes, difficulty 1 of 3.* Write `balance(probs, chosen)` for probs (T, E) and chosen (T, k), so that a gradient reaches `probs`.
+# *10 minutes, difficulty 1 of 3.* Write `balance(probs, chosen)`, the loss of section 1, for probs (T, E) and chosen (T, k), so that a gradient reaches `probs`.
 #
 # <details><summary>Hint</summary>f is a count and has no gradient; P is a mean and has one.</details>
 
@@ -502,6 +506,8 @@ check("10.2", balance_solution, record=False)
 # %% [markdown]
 # ### 10.3 Contribution
 # *15 minutes, difficulty 2 of 3.* Write `contribution(chosen, gates, outputs, experts)` for chosen and gates (T, k) and outputs (T, k, D): for each expert the mean, over the tokens that chose it, of gate times the norm of its output; 0 where nobody did.
+#
+# <details><summary>Hint</summary><code>outputs.norm(dim=-1)</code> has the shape of the gates, and <code>chosen == expert</code> says which places belong to an expert.</details>
 
 
 # %% tags=["exercise"]
@@ -527,6 +533,8 @@ check("10.3", contribution_solution, record=False)
 # %% [markdown]
 # ### 10.4 Out, with its row
 # *10 minutes, difficulty 2 of 3.* Write `take_out(router, experts, gone)` for a router's weight (E, D), a list of experts and a set of numbers: the new weight and the new list. What was given stays as it was.
+#
+# <details><summary>Hint</summary>Do not delete; write down the numbers that stay, once, and pick both by them.</details>
 
 
 # %% tags=["exercise"]
@@ -548,6 +556,8 @@ check("10.4", take_out_solution, record=False)
 # %% [markdown]
 # ### 10.5 Skip the weak
 # *15 minutes, difficulty 2 of 3.* Write `skip(gates, threshold)` for gates (T, k), in any order: gates below threshold times the token's largest become 0, and the others sum to 1 again.
+#
+# <details><summary>Hint</summary><code>gates.amax(1, keepdim=True)</code>; and <code>torch.where</code> makes a new tensor.</details>
 
 
 # %% tags=["exercise"]
@@ -576,7 +586,7 @@ quiz("10")
 # ## Summary
 #
 # - Usage is to be read relative to $1 / E$, and only for the text it was counted on.
-# - A balanced router has made usage equal: it says little about importance. Gate times output says much more, for the same pass.
+# - The balance loss evens usage out, so it says little about importance. Gate times output says much more, for the same pass.
 # - An expert is gone when its weights, its row and its number are gone; logits at minus infinity are the exact test.
 # - Merging needs matched neurons, and did not beat dropping here. Thinner experts were about as good as the best choice of whole ones, and lower the work as well.
 # - Many second experts can be skipped. Memory, work and time are three different savings.

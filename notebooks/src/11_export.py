@@ -3,7 +3,7 @@
 #
 # **Time:** 90 minutes with the exercises, 50 without. **Runs in:** about two minutes, without a network or a GPU.
 #
-# **Before you start** you should have done lessons 00 and 02: paired tests, grids, scales and zero points. Lessons 06 and 08 made two of the networks that travel here.
+# **Before you start** you should have done lessons 00 and 02: paired tests, grids, scales and zero points. What travels here was made by lessons 04 (packed 4-bit layers), 06 and 08.
 #
 # **Afterwards you can**
 # - turn a model into a file that runs without your code, and prove that it is the same model;
@@ -141,7 +141,7 @@ for name, latency in timed.latency.items():
 reveal(guess_runtime, timed.speedup["ONNX Runtime"].value, what="speed of ONNX Runtime, PyTorch = 1")
 
 # %% [markdown]
-# Several times faster, and nothing was compressed yet. PyTorch decides anew in each call what to run; ONNX Runtime has decided once. The exporter folds batch norms; the runtime fuses ReLU and addition into the convolution before them, and lays weights out for the processor. (So never compare "our INT8 in a runtime" with "their FP32 in PyTorch": that measures the runtime.) How much of it is the rewriting?
+# Several times faster, and nothing was compressed yet. PyTorch decides anew in each call what to run; ONNX Runtime has decided once. The exporter folds batch norms; the runtime fuses ReLU and addition into the convolution before them, and lays weights out for the processor. (So never compare "our INT8 in a runtime" with "their FP32 in PyTorch": that measures the runtime.) How much of it is the rewriting? The runtime can be told how far to go: *none*; *basic*, which drops what is superfluous; *all*, which also fuses and lays out anew.
 
 # %%
 for level in ("none", "all"):
@@ -209,7 +209,7 @@ print(
 assert same > 0.995 and error < 0.05 and bytes_of["FP32"] > 3 * bytes_of["INT8"]
 
 # %% [markdown]
-# The simulation was right. Whatever lessons 02 and 03 measured on it, the integers do.
+# The simulation was right. What lesson 02 measured on it at 8 bits, the integers do.
 #
 # ## 5. Int8 that is slower than float
 #
@@ -245,7 +245,7 @@ assert speed[32]["dynamic"] < speed[32]["ours"]
 #
 # ## 6. Four bits: a file that holds them, a kernel that reads them
 #
-# Since opset 21 ONNX has 4-bit integers, and `DequantizeLinear` with a scale for each block of 32. ONNX Runtime fuses that with the product that follows. Our packed layers of lesson 04 are exported so. Two layers of a size at which reading weights is what takes the time:
+# Since opset 21 (its list of operations has version numbers) ONNX has 4-bit integers, and `DequantizeLinear` with a scale for each block of 32. ONNX Runtime fuses that with the product that follows. Our packed layers of lesson 04 are exported so. Two layers of a size at which reading weights is what takes the time:
 
 # %%
 torch.manual_seed(0)
@@ -272,7 +272,7 @@ for size in (1, 32):
     print(f"batch {size:>2}: 4 bits are {timed.speedup['wide4'].value:.1f} times as fast as FP32")
 
 # %% [markdown]
-# One vector at a time, much of the file's factor comes back as time: memory was the bottleneck (lesson 04). With 32 it is the computing that takes time, and less is gained. (The outputs differ by more than a rounding: this kernel takes its inputs in 8 bits, unless told otherwise.) Convolutions have no such kernel in any of our runtimes: below, 4-bit weights of the ResNet lie in 8-bit containers.
+# One vector at a time, a good part of the file's factor comes back as time: memory was the bottleneck (lesson 04). With 32 it is the computing that takes time, and less is gained. (The outputs differ by more than a rounding: this kernel takes its inputs in 8 bits, unless told otherwise.) Convolutions have no such kernel in any of our runtimes. Below, `INT4` is the ResNet with 4-bit weights and 8-bit activations, and each 4-bit weight lies in an 8-bit container.
 #
 # ## 7. One network, eight versions, four runtimes
 #
@@ -338,6 +338,8 @@ for target, state in e.available().items():
 
 # %% [markdown]
 # OpenVINO reads ONNX files as they are, so it gets the same ones. We tell it to compute in FP32: on some processors it takes BF16 by itself, which is faster and another model.
+#
+# Then the clock: every version in every runtime, one image and 32, on one thread and on two. *Look at:* the columns first (what does the runtime do?), then the rows (what does the compression do?).
 
 
 # %%
@@ -380,7 +382,9 @@ for setting in times:
     print(f"milliseconds, {setting}\n{latency[setting].reindex(versions).to_string(na_rep='-')}\n")
 
 # %% [markdown]
-# Read it by rows and by columns. The *runtime* matters as much as the compression. A program of `torch.export` runs PyTorch's own kernels, so it takes PyTorch's time. Floats of 16 bits are a smaller file and, without kernels for them, no faster, or many times slower. (ONNX Runtime cannot compute in BF16 on a processor. Our export stores BF16 and casts: half the bytes, the speed of FP32.) Integers pay in the two runtimes that have integer kernels; in the other two they are a simulation. Half of the network in 8 bits is hardly faster than either alone: what is left is so small that starting each layer takes the time. And a second thread helps at best the 32 images; on a machine that is shared it costs more than it gives.
+# Read it by rows and by columns. The *runtime* matters as much as the compression. A program of `torch.export` runs PyTorch's own kernels, so it takes PyTorch's time. Floats of 16 bits are a smaller file and, without kernels for them, no faster, or many times slower. (ONNX Runtime cannot compute in BF16 on a processor. Our export stores BF16 and casts: half the bytes, the speed of FP32.)
+#
+# Integers pay in the two runtimes that have integer kernels, clearly so with 32 images; in the other two they are a simulation. Half of the network in 8 bits is hardly faster than 8 bits alone: what is left is so small that starting each layer takes the time. And a second thread helps at best the 32 images. On a machine that is busy with other things it costs more than it gives, sometimes very much more.
 #
 # Now what they answer: the bytes of the file, accuracy on the test split, agreement with the original, and how far each runtime is from PyTorch on the same version.
 
@@ -428,11 +432,11 @@ print(
 )
 
 # %% [markdown]
-# INT4 has the accuracy of FP32, and yet it changed its mind on more than twenty of a thousand images: some became right, as many wrong. Equal top-1 is not "the same model". Which is the next question.
+# INT4 has the accuracy of FP32, and yet it changed its mind on more than twenty of a thousand images: some became right, as many wrong. Equal accuracy is not "the same model". Section 8 looks for what it hides. But first, something that goes wrong before the model sees anything.
 #
 # ### Trap: pre-processing that differs by a rounding
 #
-# The file starts at a tensor. What makes the tensor from a picture is not in it, and somebody writes it again in another language. A camera gives 64 × 64 pixels. The pipeline that the model was tested with averages them to 32 × 32, rounds, divides by 255 and normalizes. Then it is written again, five times:
+# The file starts at a tensor. What makes the tensor from a picture is not in it, and somebody writes it again in another language. A camera gives 64 × 64 pixels. The pipeline that the model was tested with averages them to 32 × 32, rounds, divides by 255 and normalizes. Then it is written again, five times. Guess which of the five does most harm, and which does more than 8 bits do:
 
 # %% tags=["trap"]
 camera = glyphs.render(1302, size=64, generator=torch.Generator().manual_seed(5))
@@ -462,9 +466,9 @@ assert moved["FP32, smoother resize"] < moved["INT8, as tested"] < moved["FP32, 
 # %% [markdown]
 # A rounding does less than 8 bits do. *Another resize does more*, and forgotten constants ruin the network, with no error anywhere. So parity is tested from the file of the picture on, in the language that ships.
 #
-# ## 8. Before it ships: what did compression break that top-1 hides?
+# ## 8. Before it ships: what did compression break that accuracy hides?
 #
-# Four candidates, as files in ONNX Runtime. First by class and by font, on the same test images. Of 62 classes some fall by chance alone, so Holm's rule raises the p-values.
+# Four candidates, as files in ONNX Runtime. First by class and by font, on the same test images. Of 62 classes some fall by chance alone, so the p-values are raised, the smallest by the number of groups (Holm's rule).
 
 # %%
 shipped = {name: places[1][name, "ONNX Runtime"] for name in ("FP32", "INT8", "INT4", "taught INT8")}
@@ -482,7 +486,7 @@ assert worst["INT4", "class"][0] < -5 and worst["taught INT8", "font"][0] < wors
 # %% [markdown]
 # INT8 is spared. INT4 has a class that lost ten points, which looks alarming; among 62 classes with few images each, chance can give that. Of the half network we can be sure for several fonts, and one of them lost more than ten points. By class we can be sure of nothing, though one fell further: too few images to tell. (Not proven worse is not proven equal.) Who ships collects more images of the groups that matter.
 #
-# **Corruptions.** Nine kinds of damage at five strengths, after Hendrycks and Dietterich (2019), on 300 images.
+# **Corruptions.** Nine kinds of damage at five strengths, after Hendrycks and Dietterich (2019), on 300 images. The table has the mean over the strengths.
 
 # %%
 tried = splits.test.take(300)
@@ -513,6 +517,8 @@ print("mean of all corruptions, against FP32:", ", ".join(f"{name} ≈ {value:+.
 assert abs(below["INT8"]) < 1 and abs(below["INT4"]) < 2 and below["taught INT8"] < -2
 
 # %% [markdown]
+# The 8- and 4-bit files fall as the original falls. The half network lies below from the start, and where pictures are damaged it is not much further below.
+#
 # **Attacks.** Somebody changes each pixel by at most epsilon, so that the loss rises: in one step along the sign of the gradient (FGSM), or in many small ones (PGD).
 #
 # ### Trap: a quantized model that cannot be attacked
@@ -546,9 +552,9 @@ assert all(values[0] > values[1] > values[2] >= values[3] for values in attacked
 assert abs(attacked["INT8"][3] - attacked["FP32"][3]) < 8
 
 # %% [markdown]
-# Four grey levels of 255, hardly visible, take more than a third of the accuracy. Quantization is no protection, and no harm.
+# Four grey levels of 255, hardly visible, take more than a third of the accuracy. Quantization is no protection, and no harm. The half network falls further than the others.
 #
-# **Other inputs.** What does the model say to what it was never trained for? Four kinds: letters of a font that was never shown (mathematical italic), of a script font, signs that are no letters at all, and noise. A good score (maximal softmax, or the energy of the logits) is low there. AUROC 0.5 is a guess.
+# **Other inputs.** What does the model say to what it was never trained for? Four kinds: letters of a font that was never shown (mathematical italic), of a script font, signs that are no letters at all, and noise. Two scores of how familiar an input is: the largest softmax probability, and the *energy* score, $\log \sum_j e^{z_j}$ of the logits. A good score is low for strangers. **AUROC** is the share of all pairs of a test image and a stranger in which the test image scores higher: 0.5 is a guess, 1 never errs.
 
 
 # %%
@@ -597,9 +603,9 @@ assert abs(detected["INT8", "noise"][1] - detected["FP32", "noise"][1]) < 0.05
 assert detected["taught INT8", "noise"][1] < detected["FP32", "noise"][1] - 0.03
 
 # %% [markdown]
-# The nearer the strange inputs are, the less is noticed. INT8 and INT4 notice what FP32 notices. The half network lost some points of accuracy and a good part of its sense for what is noise: no accuracy shows that.
+# The nearer the strange inputs are, the less is noticed. INT8 and INT4 notice what FP32 notices. The half network lost some points of accuracy and a good part of its sense for what is noise: no accuracy shows that. And a high AUROC is not yet a guard: more than a third of the noise passes FP32.
 #
-# **Calibration.** Does "90 % sure" mean right nine times of ten? The expected calibration error (ECE) sums up the gaps. A temperature, fitted on validation data, mends a part of it, the more the larger it is, and changes no answer.
+# **Calibration**, of confidence this time, not of ranges. Does "90 % sure" mean right nine times of ten? Sort the images into bins by how sure the model is, and compare in each bin how sure it was with how often it was right: the expected calibration error (ECE) is the mean gap. (Bins of equal mass hold equally many images.) A temperature (lesson 08), fitted on validation data, mends a part of it, the more the larger it is, and changes no answer.
 
 # %%
 gaps = {}
@@ -654,7 +660,7 @@ print("capital:", [round(k, 2) for k in capital])
 print("above 20 after request", next(i for i, k in enumerate(capital) if k >= 20))
 
 # %% [markdown]
-# `judge_shadow` bets both ways at once, with many values of $\lambda$. It says "roll back" as soon as it is clear that more than the margin is lost, "promote" as soon as it is clear that less is, else "go on". We send the test images as requests, three times in another order, with a margin of two points.
+# `judge_shadow` bets both ways at once, with many values of $\lambda$. It says "roll back" as soon as it is clear that more than the margin is lost, "promote" as soon as it is clear that less is, else "go on". We send the test images as requests, in three different orders, with a margin of two points.
 
 # %%
 verdicts = {}
@@ -683,6 +689,8 @@ ax.legend()
 show(fig, alt="A band around the difference narrows with the requests and falls below the margin of two points early")
 
 # %% [markdown]
+# In the figure the decision can be watched: once the whole band lies below the margin, more than two points are lost.
+#
 # And the way back? A rule written down before (margin, alpha, who decides), the old file still deployed, and a switch that somebody has tried. Without labels the same test runs on *agreement*: all True for the old model, and whether both agree for the new one.
 #
 # ## 10. A file from somebody else, a file for somebody else
@@ -713,7 +721,7 @@ print("\n".join((copied / "shadow.py").read_text(encoding="utf-8").splitlines()[
 # ## Exercises
 #
 # ### 11.1 Parity
-# *10 minutes, difficulty 1 of 3.* Write `parity(reference, other)` for two tensors of logits: the largest absolute difference, divided by the largest absolute value of the reference. A float.
+# *10 minutes, difficulty 1 of 3.* Write `parity_of(reference, other)` for two tensors of logits: the largest absolute difference, divided by the largest absolute value of the reference. A float.
 #
 # <details><summary>Hint</summary>Not the largest <em>ratio</em>: logits near 0 would decide.</details>
 
@@ -736,6 +744,8 @@ check("11.1", parity_solution, record=False)
 # %% [markdown]
 # ### 11.2 Is the ReLU redundant?
 # *10 minutes, difficulty 2 of 3.* Write `relu_is_redundant(lowest, zero_point)`: whether a quantizer whose lowest level is `lowest` (0 for uint8, -128 for int8) clips everything below 0 to 0 by itself, so that a runtime may drop the ReLU before it.
+#
+# <details><summary>Hint</summary>Which value does the lowest level stand for?</details>
 
 
 # %% tags=["exercise"]
@@ -837,7 +847,7 @@ quiz("11")
 # - Export fixes decisions: the mode, the batch, the pre-processing. Check each, from the file of the picture to the logits.
 # - A runtime alone gives more than many a compression. Compare within one.
 # - Integers are fast where every operator is an integer one: count them. U8S8 on x86, a zero point at the lowest level after ReLU, no dynamic ranges for convolutions.
-# - INT8 changed nothing that we could find. Pruning cost more than its accuracy says: slanted fonts, noise, attacks.
+# - INT8 changed nothing that we could find. Pruning cost more than its accuracy says: some fonts, attacks, the sense for what is noise.
 # - A quantized model looks safe from attacks because rounding has no gradient. It is not.
 # - Watch a new model with a test that may be watched, and write down the way back first.
 #
