@@ -77,13 +77,12 @@ class Table:
                     self.spans.append(slice(start, start + len(vector)))
                     self.axes.append((name, axis))
             seen.add(id(vectors))
-        sizes = torch.tensor([span.stop - span.start for span in self.spans], dtype=torch.int64)
-        starts = torch.tensor([span.start for span in self.spans], dtype=torch.int64)
+        starts = torch.tensor([FIXED, *(span.start for span in self.spans)])
         every = torch.arange(len(classes.parent))
-        fixed = torch.full((FIXED + 1,), -1)
-        self.axis = torch.cat([fixed, torch.arange(len(sizes)).repeat_interleave(sizes)])  # of each label
-        self.index = every - torch.cat([fixed, starts.repeat_interleave(sizes)])
-        self.root = classes.find(every)
+        self.axis = torch.zeros_like(every).index_fill_(0, starts, 1).cumsum(0) - 1  # of each label, after FIXED
+        first = starts[self.axis]  # label of each one's axis
+        self.index, self.axis = every - first, self.axis - 1
+        self.root = classes.parent = classes.find(every)
         self.why, self.texts = classes.frozen(), list(classes.reasons)
         done: dict[int, list[Tensor | None]] = {}
         self.labels = {
@@ -94,11 +93,11 @@ class Table:
         if trace.produced:
             self.places = self.axis[torch.cat(trace.produced)].unique().tolist()
         self.heads = self.root[torch.cat(trace.heads)] if trace.heads else torch.tensor([-1])
-        joined = Classes(len(self.axis))
-        joined.union(every, self.root)
         for place in self.places:
             self.outputs[self.spans[place]] = True
-            joined.union(every[self.spans[place]], every[self.spans[place]][:1])
+        joined = Classes(len(self.axis))
+        joined.union(every, self.root)
+        joined.union(every[self.outputs], first[self.outputs])
         self.group = joined.find(every)  # of each label
 
     def dependencies(self, through_norms: bool, steps: list[Step]) -> Dependencies:

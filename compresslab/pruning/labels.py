@@ -78,7 +78,7 @@ class Classes:
         """The smallest label of each one's class; the tensor given, if it holds nothing else."""
         if not self.clashes:
             return labels
-        while not torch.equal(above := self.parent[labels], labels):
+        while not torch.equal(above := self.parent.take(labels), labels):
             labels = above
         return labels
 
