@@ -10,7 +10,7 @@
 PYTHON ?= python3
 EXTRAS ?= lab,export,hf,book,dev
 PIP_ARGS ?=
-# Files that are tested at the same time, each with one thread; a notebook is one file.
+# Files that are tested, or notebooks that are run, at the same time.
 JOBS ?= 2
 # Jupyter refuses to run as root, which is who one is in a container.
 LAB_ARGS ?= $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
@@ -55,7 +55,7 @@ test: lint
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 course: $(STAMP)
-	@$(RUN) -m compresslab.cli course
+	@$(RUN) -m compresslab.cli course --jobs $(JOBS)
 
 notebooks: $(STAMP)
 	@$(RUN) -m compresslab.course.notebooks notebooks/src/*.py

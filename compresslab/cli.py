@@ -31,7 +31,7 @@ def _progress(options: argparse.Namespace) -> int:
 def _course(options: argparse.Namespace) -> int:
     from compresslab.course.runner import notebook_paths, run_notebooks
 
-    return int(run_notebooks(options.notebooks or notebook_paths()) > 0)
+    return int(run_notebooks(options.notebooks or notebook_paths(), jobs=options.jobs) > 0)
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -98,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("progress", help="which exercises and quiz questions you passed").set_defaults(run=_progress)
     course = commands.add_parser("course", help="run the notebooks without a browser and print a table")
     course.add_argument("notebooks", nargs="*", type=Path, help="paths; all of them by default")
+    course.add_argument("--jobs", type=int, default=1, help="how many at a time, 1 or more (1)")
     course.set_defaults(run=_course)
     data = commands.add_parser("data", help="fetch and prepare data sets, for later without a network")
     data.add_argument(

@@ -97,9 +97,7 @@ def lesson_page(notebook: NotebookNode, lesson: str) -> NotebookNode:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
         cells.append(cell)
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\(\.\./README\.md[^)]*\)", "](index.md)", cell.source)
-        else:
+        if cell.cell_type == "code":
             cell.metadata.pop("jupyter", None)
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET, None)

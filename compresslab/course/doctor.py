@@ -161,14 +161,20 @@ def _resources() -> Iterator[Finding]:
     space = shutil.disk_usage(folder).free / 1e9
     level = "OK" if space >= 0.5 and not caught else "WARN"
     advice = str(caught[0].message) if caught else "" if space >= 0.5 else "free some space, or set COMPRESSLAB_CACHE"
-    yield Finding(level, "cache", f"{folder}, {space:.0f} GB free", advice)
+    yield Finding(level, "cache", f"{_short(folder)}, {space:.0f} GB free", advice)
+
+
+def _short(folder: Path) -> str:
+    """With ~ for the home folder."""
+    home = Path.home()
+    return f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
 
 
 def _notebooks() -> Iterator[Finding]:
     folder = Path(__file__).parents[2] / "notebooks"
     count = len(list(folder.glob("[0-9][0-9]_*.ipynb")))
     if count:
-        yield Finding("OK", "notebooks", f"{count} lessons in {folder}")
+        yield Finding("OK", "notebooks", f"{count} lessons beside the package")
     else:
         yield Finding("WARN", "notebooks", "not beside the package", "clone the repository to get the lessons")
     if _version("nbval") and _version("pytest"):

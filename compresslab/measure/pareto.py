@@ -109,6 +109,7 @@ def plot_waterfall(
     blue, orange, *_ = matplotlib.color_sequences["petroff10"]
     names, level = list(figures), figures[next(iter(figures))]
     ax.bar(0, level, color="lightgray", edgecolor="black")
+    ax.annotate(f"{level:.3g}", (0, level), ha="center", va="bottom")
     for place, name in enumerate(names[1:], 1):
         value, gone = figures[name], name in undone
         style = {"hatch": "///" if gone else "", "facecolor": "white" if gone else blue if value < level else orange}
@@ -121,5 +122,5 @@ def plot_waterfall(
         xticklabels=[f"{name}\n(undone)" if name in undone else name for name in names],
         ylabel=label,
     )
-    ax.margins(y=0.15)
+    ax.set_ylim(top=ax.get_ylim()[1] + 0.15 * (ax.get_ylim()[1] - ax.get_ylim()[0]))
     return ax

@@ -138,8 +138,9 @@ def plot_roofline(machine: Machine, works: Mapping[str, Work], *, ax: Axes | Non
     ax.set(xscale="log", yscale="log", ylim=(lowest / 3, 3 * machine.flops_per_s))
     ax.set(xlabel="arithmetic intensity (FLOP / byte)", ylabel="arithmetic (FLOP / s)")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(EngFormatter())
         axis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_major_formatter(EngFormatter())
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -11,7 +11,7 @@
 # - tell whether memory or arithmetic is the limit of a layer;
 # - decide whether one model is really better than another, or whether it was luck.
 #
-# Compression is the art of making a network smaller or faster without making it worse. All three words hide a measurement, and most disappointments in this field are measurements that went wrong: a "four times smaller" model whose second file was not counted, a "twice as fast" one that was timed warm against cold, a "better" one that got three more images right. So the first lesson compresses nothing. It builds the scales.
+# Compression is the art of making a network smaller or faster without making it worse. All three words hide a measurement, and most disappointments are measurements that went wrong: a "four times smaller" model whose second file was not counted, a "twice as fast" one that was timed warm against cold, a "better" one that got three more images right. So the first lesson compresses nothing. It builds the scales.
 
 # %% tags=["setup"]
 import copy
@@ -40,7 +40,7 @@ start()
 # %% [markdown]
 # ## Three guesses, before anything is measured
 #
-# They are about a small network of three stages of convolutions, one after the other: each next stage has twice the channels, and images half as wide and half as high. Write your guesses down now, as numbers. A guess that turns out wrong teaches more than a number that is only read. (A *point* is one percent of the images: from 84 % to 85 % is a point.)
+# They are about a small network of three stages of convolutions: each next stage has twice the channels, and images half as wide and high. Write your guesses down now: a wrong guess teaches more than a number that is only read. (From 84 % to 85 % is one *point*.)
 
 # %%
 guess_time_share = None  # percent: the last of the three stages holds most of the bytes; what is its share of the time?
@@ -50,7 +50,7 @@ guess_half_width = None  # points: we test on 300 images; true accuracy = measur
 # %% [markdown]
 # ## The patient: a small network that reads letters
 #
-# All lessons share one default data set, **glyphs**: letters and digits drawn from fonts, then rotated, scaled, sheared and covered with noise. It is made on your machine in a few seconds, so nothing is downloaded. The network is a residual network (convolutions with shortcuts around them), trained beforehand by our own script.
+# All lessons share one default data set, **glyphs**: letters and digits drawn from fonts, then rotated, scaled, sheared and covered with noise. Your machine makes it in a few seconds; nothing is downloaded. The network is residual (convolutions with shortcuts around them) and was trained beforehand by our own script.
 #
 # *Look at:* how many images each split holds. We choose things on the validation split; the test split is for final tables.
 
@@ -62,7 +62,7 @@ for name in ("train", "val", "test"):
 print(f"{splits.num_classes} classes: {''.join(splits.class_names)}")
 
 # %% [markdown]
-# *Look at:* the pairs that nobody could tell apart, such as O and 0, or c and C at some size. No model can reach 100 % here, which is good: where everything is perfect, no damage can be seen.
+# *Look at:* pairs that nobody could tell apart, such as O and 0. No model can reach 100 % here, which is good: where everything is perfect, no damage can be seen.
 
 # %% tags=["slide"]
 fig, axes = plt.subplots(4, 12, figsize=(8, 2.9))
@@ -75,7 +75,7 @@ show(fig, alt="48 small grey pictures of single letters and digits, rotated and 
 # %% [markdown]
 # ## 1. A size is the number of bytes of a file
 #
-# We start with something small enough for a napkin. A linear layer from 3 inputs to 2 outputs has a weight of 2 x 3 numbers and a bias of 2.
+# A linear layer from 3 inputs to 2 outputs has a weight of 2 x 3 numbers and a bias of 2.
 
 # %%
 tiny = nn.Linear(3, 2)
@@ -84,9 +84,7 @@ print("numbers:", numbers)
 print("bytes, at 4 for each float32:", numbers * 4)
 
 # %% [markdown]
-# That is an estimate. The truth is a file, so we write one and ask for its length.
-#
-# *Look at:* the difference between the two.
+# That is an estimate. The truth is a file. *Look at:* the difference between the two.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -97,7 +95,7 @@ print("bytes of the file:", path.stat().st_size)
 print("of them header (names, types, shapes):", header)
 
 # %% [markdown]
-# For a tiny model the header is larger than the weights; for a real one it vanishes. The package does the same steps: save, reload, compare every tensor, count the bytes. It also counts a *tied* weight (one tensor under two names) once, and a *view* (a tensor that shows a part of another one's memory) as the elements it shows. Its source follows, as it often will in this course; you can go on without reading it line by line.
+# For a real model the header vanishes. The package does the same: save, reload, compare every tensor, count the bytes. It counts a *tied* weight (one tensor under two names) once, and a *view* (a tensor that shows a part of another one's memory) as the elements it shows. Its source follows; you need not read it line by line.
 
 # %%
 size = measure.measure_size(tiny)
@@ -116,14 +114,12 @@ print(f"parameters: {size.parameters:,}")
 print(f"file: {size.size_bytes:,} bytes, {size.bits_per_parameter:.2f} bits for each parameter")
 
 # %% [markdown]
-# A little more than 32 bits: batch norm also saves running means and variances, and there is the header. Whenever this course says "bits per weight", it means this division, with everything inside.
+# A little more than 32 bits: batch norm also saves running means and variances, and there is the header. "Bits per weight" means this division everywhere in the course.
 
 # %% [markdown]
 # ### Trap: a slice that drags the whole tensor along
 #
-# Pruned and sliced models are full of views. `torch.save` writes the whole block of memory behind a view.
-#
-# *Look at:* ten numbers, saved in two ways.
+# Pruned models are full of views. `torch.save` writes the whole block of memory behind a view. *Look at:* ten numbers, saved in two ways.
 
 
 # %% tags=["trap"]
@@ -157,12 +153,12 @@ assert masked > 1.9 * before
 assert after == before
 
 # %% [markdown]
-# The tool keeps the old weight and, beside it, a **mask**: a tensor of ones and zeros that says what stays. While the mask is attached the file is twice as large, and afterwards it is just as large as before. Nothing got smaller, because nothing was asked to store zeros differently. Lesson 05 does.
+# The tool keeps the old weight and, beside it, a **mask**: ones and zeros that say what stays. With the mask the file is twice as large, and afterwards just as large as before: nothing was asked to store zeros differently. Lesson 05 does.
 
 # %% [markdown]
 # ## 2. Work is counted in multiply-accumulates
 #
-# A convolution slides a small window over the image; at each place it multiplies and adds. Let us count, literally: 2 input channels, 3 output channels, a 3 x 3 window, a 5 x 5 image with padding.
+# A convolution slides a small window over the image, multiplies and adds. Let us count: 2 input channels, 3 output channels, a 3 x 3 window, a 5 x 5 image with padding.
 
 # %%
 count = 0
@@ -175,9 +171,7 @@ print("MACs, counted:", count)
 print("MACs, as a product:", (3 * 5 * 5) * (2 * 3 * 3))
 
 # %% [markdown]
-# Outputs times the weights that each output uses. One MAC is two floating point operations (FLOPs): one multiplication, one addition. People mix the two up, and then a model is "twice as efficient" overnight. We always say MACs.
-#
-# The package counts with torch's own `FlopCounterMode` and fills the gaps that it has.
+# Outputs times the weights that each output uses. One MAC is two floating point operations (FLOPs): one multiplication, one addition. Who mixes the two up has a model "twice as efficient" overnight. We say MACs. The package counts with torch's own `FlopCounterMode` and fills its gaps.
 
 # %%
 conv = nn.Conv2d(2, 3, 3, padding=1)
@@ -188,9 +182,7 @@ assert macs.total == count
 # %% [markdown]
 # ### Trap: work that the counter does not see
 #
-# `nn.MultiheadAttention` is the layer that language models are made of: each *token* (a piece of text, here a vector of 64 numbers) looks at every other. In evaluation mode it takes a fast path, which the counter knows nothing about.
-#
-# *Look at:* torch's number, and the one by hand: each of 10 tokens is multiplied by four matrices of 64 x 64, and every token meets every other in two products of 64 MACs.
+# In `nn.MultiheadAttention`, of which language models are made, each *token* (a piece of text, here a vector of 64 numbers) looks at every other. In evaluation mode it takes a fast path, which the counter does not know. *Look at:* torch's number, and the one by hand: each of 10 tokens is multiplied by four matrices of 64 x 64, and every token meets every other in two products of 64 MACs.
 
 # %% tags=["trap"]
 attention, x = nn.MultiheadAttention(64, 4, batch_first=True).eval(), torch.zeros(1, 10, 64)
@@ -211,9 +203,7 @@ print(f"our network, one image: {measure.count_macs(baseline, image).total:,} MA
 # %% [markdown]
 # ## 3. Time is measured, never computed
 #
-# MACs say how much there is to do, not how long it takes. So we run the model and look at the clock. How hard can that be?
-#
-# *Look at:* the first call against the second.
+# MACs say how much there is to do, not how long it takes. So we look at the clock. *Look at:* the first call against the second.
 
 # %% tags=["trap", "nbval-ignore-output"]
 batch = splits.test.inputs(slice(0, 37))  # a batch size that has not been used yet
@@ -224,7 +214,7 @@ for call in range(5):
     print(f"call {call + 1}: {1000 * (time.perf_counter() - begin):.1f} ms")
 
 # %% [markdown]
-# The first call with a new shape is usually the slowest: memory is asked for, kernels are chosen. (If a later one is slow too, something else ran on your machine just then. That happens all day.) Whoever times model A cold and model B warm finds that B is faster, whatever B is. So: some calls to warm up, then many, then the **median** (one slow call must not rule) and the **90th percentile** (what an unlucky user gets). The batch size and the number of threads belong to the number, or it says nothing. The package prints the median and, in square brackets, the 10th and the 90th percentile.
+# The first call with a new shape is usually the slowest: memory is asked for, kernels are chosen. (If a later one is slow too, something else ran just then.) Whoever times model A cold and model B warm finds that B is faster, whatever B is. So: some calls to warm up, then many, then the **median** (one slow call must not rule) and the **90th percentile** (what an unlucky user gets), with the batch size and the number of threads. The package prints the median and, in brackets, the 10th and the 90th percentile.
 
 # %% tags=["nbval-ignore-output"]
 latency = measure.measure_latency(baseline, image, threads=1)
@@ -236,7 +226,7 @@ assert 0 < latency.p10_s <= latency.median_s <= latency.p90_s
 show_source(measure.measure_latency)
 
 # %% [markdown]
-# Latency is what one user waits; **throughput** is what a server gets done. Larger batches trade the one for the other. *Look at:* where the right-hand curve stops climbing. From there on a larger batch makes everybody wait longer and gains nothing.
+# Latency is what one user waits; **throughput** is what a server gets done. *Look at:* where the right-hand curve stops climbing. From there on a larger batch makes everybody wait longer and gains nothing.
 
 # %% tags=["nbval-ignore-output"]
 batch_sizes = [1, 2, 4, 8, 16, 32, 64]
@@ -259,7 +249,7 @@ assert max(run.throughput for run in runs) > runs[0].throughput
 # %% [markdown]
 # ### Trap: the number of threads
 #
-# Many blogs compare a model on all cores with another on one. The number of threads is part of the measurement, so the package sets it for the time of a measurement and puts it back. *Look at:* whether two threads halve the time. For a network this small they rarely do, and where another program wants the second processor they can even be slower; wide brackets are the sign of that.
+# Many blogs compare a model on all cores with another on one. The package sets the number of threads for the time of a measurement and puts it back. *Look at:* whether two threads halve the time. For a network this small they rarely do, and where another program wants the second processor they can even be slower (wide brackets are the sign).
 
 # %% tags=["trap", "nbval-ignore-output"]
 threads_before = torch.get_num_threads()
@@ -273,9 +263,7 @@ assert torch.get_num_threads() == threads_before
 # %% [markdown]
 # ## 4. Where the bytes are is not where the time is
 #
-# A profile asks every layer the same questions. We print the six layers with the most bytes; the shares are fractions of the whole network.
-#
-# *Look at:* the columns `size_share` and `latency_share`. They tell two different stories.
+# A profile asks every layer the same questions. Here are the six layers with the most bytes; shares are fractions of the whole network. *Look at:* the columns `size_share` and `latency_share`. They tell two different stories.
 
 # %% tags=["nbval-ignore-output"]
 profile = measure.profile_layers(baseline, image)
@@ -305,16 +293,35 @@ assert last.latency_share < last.size_share - 0.2
 # %% [markdown]
 # (What the time bars lack to 100 % passes between the layers: additions of the shortcuts, the final average, Python itself.)
 #
-# Deep layers have many channels and small images: many weights, each used at few places. Early layers have few weights, each used everywhere. So whoever must save **bytes** starts at the end, and whoever must save **time** starts where the profile says, which may be anywhere. "Compress the largest layer first" is advice for only one of the two.
+# Deep layers have many weights, each used at few places of a small image. Early layers have few, each used everywhere. So whoever must save **bytes** starts at the end, and whoever must save **time** where the profile says. "Compress the largest layer first" is advice for only one of the two.
 
 # %% [markdown]
 # ## 5. Under the roof: arithmetic or memory?
 #
-# A machine has two limits: how many operations it can do in a second (its *peak*), and how many bytes it can fetch in a second (its *bandwidth*). A layer that does few operations with each byte waits for memory. The number that decides is the **arithmetic intensity** $I$:
+# A machine has two limits: how many operations it can do in a second (its *peak*), and how many bytes it can fetch in a second (its *bandwidth*).
+#
+# ### One multiplication, by hand
+#
+# Two float32 numbers come in, one goes out, 4 bytes each. That is 1 FLOP for 12 bytes; FLOPs for each byte are called **arithmetic intensity**. *Look at:* what a made-up machine of 100 GFLOP/s and 24 GB/s makes of it, and of numbers that are used 100 times once they are there.
+
+# %%
+peak, bandwidth = 100e9, 24e9  # operations and bytes in a second
+for flops in (1, 100):
+    intensity = flops / (2 * 4 + 4)  # two numbers in, one out
+    speed = min(peak, intensity * bandwidth)
+    print(f"{flops:>3} FLOP for 12 bytes: intensity {intensity:.2f}, at most {speed / 1e9:.0f} GFLOP/s")
+print(f"both limits are felt at {peak / bandwidth:.1f} FLOP for each byte")
+
+# %% [markdown]
+# The single multiplication waits for memory, the processor is nearly idle. The hundred wait for arithmetic.
+#
+# ### The roofline
+#
+# With the intensity $I$:
 #
 # $$I = \frac{\text{FLOPs}}{\text{bytes moved}} \qquad \text{attainable speed} = \min(\text{peak},\; I \cdot \text{bandwidth})$$
 #
-# Two straight lines: the *roofline* (Williams and others, 2009). They meet at the *ridge*: a layer to the left of it waits for memory, a layer to the right of it for arithmetic. We measure both limits on this machine, with a large matrix product and a large copy.
+# Drawn over $I$, these are two straight lines: the *roofline* (Williams and others, 2009). They meet at the *ridge*: left of it a layer waits for memory, right of it for arithmetic. Now this machine, measured with a large matrix product and a large copy:
 
 # %% tags=["nbval-ignore-output"]
 machine = measure.measure_machine(threads=1)
@@ -322,7 +329,7 @@ print(f"peak {machine.flops_per_s / 1e9:.0f} GFLOP/s, bandwidth {machine.bytes_p
 print(f"ridge at {machine.ridge:.1f} FLOP for each byte")
 
 # %% [markdown]
-# Now one linear layer of 1024 x 1024, for one input and for 64 at once. Its weight is fetched once in both cases.
+# Now one linear layer of 1024 x 1024, for one input and for 64 at once; its weight is fetched once in both cases.
 
 # %%
 linear = nn.Linear(1024, 1024)
@@ -333,7 +340,7 @@ for batch in (1, 64):
     print(f"batch {batch:>2}: {points[f'linear, batch {batch}'].intensity:.1f} FLOP for each byte")
 
 # %% [markdown]
-# At batch 1 the layer does half an operation for each byte: every weight of 4 bytes is fetched for one multiplication and one addition. Language models write their text this way, one token at a time, and that is why 4-bit weights make them faster (lesson 04), although they save not a single MAC.
+# At batch 1 every weight of 4 bytes is fetched for one multiplication and one addition: half an operation for each byte. Language models write this way, one token at a time; that is why 4-bit weights make them faster (lesson 04), although they save not a single MAC. *Look at:* who lies under the slope.
 
 # %% tags=["slide"]
 for batch in (1, 32):
@@ -346,7 +353,7 @@ show(
 assert points["linear, batch 1"].intensity < 1 < points["linear, batch 64"].intensity
 
 # %% [markdown]
-# What lies under the slope gains from fewer bytes; what lies under the flat roof gains from fewer operations; and what lies far below both is lost in overhead (a small network called with one image spends much of its time between its layers). The share of the bandwidth that is used tells how near the slope we are.
+# Under the slope fewer bytes help; under the flat roof, fewer operations. Far below both, time is lost in overhead: a small network called with one image spends much of it between its layers.
 
 # %% tags=["nbval-ignore-output"]
 for name, work in points.items():
@@ -354,7 +361,7 @@ for name, work in points.items():
     print(f"{name:<24} {used:5.0%} of the bandwidth, {reached:5.0%} of the roof above it")
 
 # %% [markdown]
-# If you see more than 100 % of the bandwidth, it is no mistake: the 4 MB of the layer fit into the processor's cache, which is faster than the memory that the roof was measured on. The flat roof is a measurement too, the best of a few runs of one matrix product, and other work at another moment can come out above it. Read the picture for what is far from what, not for percents.
+# More than 100 % is no mistake: the layer's 4 MB fit into the processor's cache, which is faster than the memory behind the slope, and the flat roof is only the best of a few runs. Read the picture for what is far from what, not for percents.
 #
 # So: does half the bytes mean half the time? bfloat16 takes 2 bytes for each number.
 
@@ -372,7 +379,7 @@ print(f"the file is {ratio:.2f} times smaller")
 assert 1.7 < ratio < 2
 
 # %% [markdown]
-# The file is nearly half as large on every machine. The time depends on whether the processor has instructions for bfloat16, on the shapes, on the library. Lesson 01 goes into it; here it is enough to have seen that bytes promise nothing about time.
+# The file is nearly half as large everywhere. The time depends on the processor's instructions, the shapes, the library (lesson 01). Bytes promise nothing about time.
 
 # %% [markdown]
 # ## 6. An accuracy is an estimate, and has an interval
@@ -391,9 +398,9 @@ accuracy = measure.accuracy(predictions)
 assert 0.75 < accuracy.value < 0.95 < measure.top_k(predictions, 5).value
 
 # %% [markdown]
-# Three numbers, three questions: how often is the first answer right, how often is the right one among five, and how good is the average *class* (rare classes weigh as much as common ones)? F1 is one number for a class: high only if most of its images are found *and* most of what is called by its name is right.
+# Accuracy: is the first answer right? Top-5: is the right one among five? Macro F1: how good is the average *class*, rare or common? (F1 is high only if most images of a class are found *and* most of what gets its name is right.)
 #
-# Why an interval? The test images are a sample. Other images of the same kind would have given another accuracy. A *95 % interval* is made so that, in 95 of 100 such samples, it holds the true accuracy. Let us see the luck: we cut 40 small test sets of 300 images out of our test split.
+# Why an interval? Other images of the same kind would have given another accuracy. A *95 % interval* is made so that, in 95 of 100 such samples, it holds the true one. *Look at:* the luck of 40 small test sets of 300 images, cut out of our test split.
 
 # %% tags=["slide"]
 generator = torch.Generator().manual_seed(0)
@@ -412,9 +419,9 @@ print(f"between the best and the worst draw: ≈ {spread:.1f} points")
 assert spread > 4
 
 # %% [markdown]
-# The same network is "better" or "worse" by several points, depending on which 300 images somebody picked. A table that compares models at such sizes by tenths of a point compares luck.
+# The same network is "better" or "worse" by several points, depending on which 300 images somebody picked. Whoever compares by tenths of a point there compares luck.
 #
-# The textbook interval for $k$ hits among $n$ images, $\hat p = k / n$, is $\hat p \pm 1.96 \sqrt{\hat p (1 - \hat p) / n}$. (The root is the standard error, the usual size of the luck; 95 % of a bell curve lie within 1.96 of it.) The package uses Wilson's, which also holds near 0 and 100 %.
+# Must we draw 40 sets to know the luck? No: the textbook interval for $k$ hits among $n$ images, $\hat p = k / n$, is $\hat p \pm 1.96 \sqrt{\hat p (1 - \hat p) / n}$. (The root is the usual size of the luck, the standard error; 95 % of a bell curve lie within 1.96 of it.) The package uses Wilson's, which also holds near 0 and 100 %.
 
 # %%
 few = measure.accuracy(measure.Predictions(predictions.logits[:300], predictions.labels[:300]))
@@ -437,7 +444,14 @@ for name, answers in (("resnet", predictions), ("vgg", theirs)):
     print(f"{name:<7} ≈ {100 * estimate.value:.1f}, from ≈ {100 * estimate.low:.1f} to ≈ {100 * estimate.high:.1f} %")
 
 # %% [markdown]
-# Both models saw the same images, and that is worth much. Images that both get right, or both get wrong, say nothing about the difference. Only those on which they *disagree* do. If the models were equally good, each disagreement would be the toss of a coin: that is McNemar's test. Its result is a *p-value*: how often fair coins would fall as unevenly as this, or more so. Below 0.05 one usually says that the difference is no accident.
+# Both models saw the same images, and that is worth much: only those on which they *disagree* say something about the difference. If the models were equally good, each disagreement would be the toss of a coin. By hand: they disagree nine times, and one of them wins eight. How often do nine coins fall 8 to 1, or even 9 to 0, to either side?
+
+# %%
+ways = 2 * (9 + 1)  # nine ways to 8 to 1, one way to 9 to 0, for either side
+print(f"{ways} of {2**9} ways: {ways / 2**9:.3f}")
+
+# %% [markdown]
+# That is McNemar's test, and the share is its *p-value*. Below 0.05 one usually says that the difference is no accident. Now our two networks.
 
 # %%
 ours, their = predictions.correct, theirs.correct
@@ -455,7 +469,7 @@ assert disagree < 0.3 * len(ours)
 # %% [markdown]
 # ### Trap: a test set that cannot see the difference
 #
-# We ask the same question with only 300 images, 200 times over, then with 1,000 and with 3,000. How often is p below 0.05, as it is with all 4,000?
+# The same question with only 300 images, 200 times over, then with 1,000 and 3,000. How often is p below 0.05, as it is with all 4,000?
 
 
 # %% tags=["trap"]
@@ -479,9 +493,7 @@ assert power[300] < power[3000]
 # %% [markdown]
 # ## 8. One table, one figure
 #
-# Every lesson ends like this: one call that measures everything, with the same images, in the same run, the models timed in turns (A, B, A, B, so that a busy moment hits both). `separable` splits each convolution into two cheap ones, `mlp` has none at all. *Agreement* is the share of images on which a model answers as the first one does, right or wrong.
-#
-# *Look at:* `separable` does about a third of the work of `resnet`. Is it three times as fast? In the figure the best place is top left, with a small marker.
+# Every lesson ends like this: one call that measures everything on the same images, the models timed in turns (A, B, A, B, so that a busy moment hits both). `separable` splits each convolution into two cheap ones, `mlp` has none at all. *Agreement*: on how many images does a model answer as the first one does? *Look at:* `separable` does about a third of the work of `resnet`. Is it three times as fast? (In the figure the best place is top left, with a small marker.)
 
 # %%
 names = ["resnet", "vgg", "separable", "mlp"]
@@ -490,7 +502,10 @@ comparison = measure.compare(candidates, splits.test)
 comparison
 
 # %% tags=["nbval-ignore-output"]
-table(comparison.table[["size_bytes", "macs", "latency_s", "latency_p90_s", "speedup", "accuracy"]], digits=3)
+shown = comparison.table.assign(
+    latency_ms=1000 * comparison.table.latency_s, p90_ms=1000 * comparison.table.latency_p90_s
+)
+table(shown[["size_bytes", "macs", "latency_ms", "p90_ms", "speedup", "accuracy"]], digits=3)
 less_work = comparison.table.macs["resnet"] / comparison.table.macs["separable"]
 print(
     f"separable against resnet: {less_work:.1f} times fewer MACs, {comparison.table.speedup['separable']:.2f} times as fast"
@@ -511,14 +526,12 @@ print(
 )
 
 # %% [markdown]
-# It is not, and often it is even slower than the network it should replace: its layers do little for every byte they fetch, and at batch 1 the fixed cost of calling a layer weighs more. Lesson 09 takes this apart. And `mlp` has about as many bytes as `separable` and a small fraction of its MACs, but reads far worse: the cheapest number is never the whole answer.
-#
-# The last line of code in a real project would be `comparison.to_html("report.html")`: one page that a colleague can open anywhere.
+# It is not, and often it is even slower: its layers do little for every byte they fetch, and at batch 1 the fixed cost of calling a layer weighs more (lesson 09). And `mlp` has about as many bytes as `separable` and a small fraction of its MACs, but reads far worse: the cheapest number is never the whole answer. `comparison.to_html` writes all this as one page for a colleague.
 
 # %% [markdown]
 # ## 9. The same with the tools that others use
 #
-# None of these numbers needs our package. Here are `torch.utils.benchmark` for the time, `FlopCounterMode` for the work (this network has nothing that it misses), and scikit-learn for F1.
+# None of these numbers needs our package: `torch.utils.benchmark` has the time, `FlopCounterMode` the work (of this network it misses nothing), scikit-learn F1.
 
 # %% tags=["nbval-ignore-output"]
 timer = Timer("baseline(image)", globals={"baseline": baseline, "image": image}, num_threads=1)
@@ -537,7 +550,7 @@ print("the same MACs as torch counts, the same F1 as scikit-learn")
 # %% [markdown]
 # ## 10. What can this machine do?
 #
-# Some savings exist only where the processor has the instructions. `compresslab doctor` (or these two lines) says what yours has.
+# Some savings exist only where the processor has the instructions. `compresslab doctor`, or this line, says what yours has.
 
 # %% tags=["nbval-ignore-output"]
 print(report(examine()))
@@ -547,36 +560,40 @@ print(report(examine()))
 #
 # ![Six boxes: quantize, prune, distil, factorize, share weights, design; below them a bar that says measure](figures/techniques.svg)
 #
-# Two tables that circulate widely, with one column that they usually lack: where this course *measures* the claim. The ranges are what people say, not what we found.
+# Two tables that circulate widely, with the lessons that *measure* their claims. The ranges are what people say, not what we found.
 #
-# **By constraint**
+# <details><summary>By constraint: what is short?</summary>
 #
 # | what is short | technique | the usual claim | effort | measured in |
 # |---|---|---|---|---|
-# | memory | 8-bit post-training quantization | 2 to 4 times smaller, 0.1 to 1 % worse | low | [lesson 02](../README.md#lessons) |
-# | memory, very | 4-bit weights (GPTQ, AWQ) | 4 to 8 times smaller, 1 to 5 % worse | medium | [lesson 04](../README.md#lessons) |
-# | latency | structured pruning | 1.5 to 3 times faster, 1 to 5 % worse | medium | [lesson 06](../README.md#lessons) |
-# | latency and memory | distillation | 2 to 10 times smaller, 1 to 10 % worse | high | [lesson 08](../README.md#lessons) |
-# | latency on given hardware | quantization-aware training, the target's runtime | 2 to 4 times, 0.5 to 2 % worse | high | [lessons 03](../README.md#lessons) and [11](../README.md#lessons) |
-# | everything | prune, distil, quantize | 10 to 50 times smaller, 3 to 15 % worse | very high | [lesson 12](../README.md#lessons) |
+# | memory | 8-bit post-training quantization | 2-4 times smaller, 0.1-1 % worse | low | [lesson 02](02_post_training_quantization.ipynb) |
+# | memory, very | 4-bit weights (GPTQ, AWQ) | 4-8 times smaller, 1-5 % worse | medium | [lesson 04](04_language_models.ipynb) |
+# | latency | structured pruning | 1.5-3 times faster, 1-5 % worse | medium | [lesson 06](06_structured_pruning.ipynb) |
+# | latency and memory | distillation | 2-10 times smaller, 1-10 % worse | high | [lesson 08](08_distillation.ipynb) |
+# | latency on given hardware | quantization-aware training, the target's runtime | 2-4 times, 0.5-2 % worse | high | [lessons 03](03_quantization_aware_training.ipynb) and [11](11_export.ipynb) |
+# | everything | prune, distil, quantize | 10-50 times smaller, 3-15 % worse | very high | [lesson 12](12_capstone.ipynb) |
 #
-# **Which pruning**
+# </details>
 #
-# | you want | remove | granularity | faster without special kernels? | measured in |
-# |---|---|---|---|---|
-# | a smaller file | single weights | weight | no | [lesson 05](../README.md#lessons) |
-# | real speed | channels, heads, layers | structure | yes | [lesson 06](../README.md#lessons) |
-# | thinner attention | heads | head | yes | [lesson 06](../README.md#lessons) |
-# | thinner convolutions | filters | channel | yes | [lesson 06](../README.md#lessons) |
-# | speed on GPUs with 2:4 kernels | two of every four weights | pattern | no | [lesson 05](../README.md#lessons) |
-# | fewer experts | whole experts | expert | yes | [lesson 10](../README.md#lessons) |
+# <details><summary>By pruning: what do you want?</summary>
 #
-# Low rank and shared weights ([lesson 09](../README.md#lessons)) fit in where a layer is a large matrix; *which* weights may go is a question of its own ([lesson 07](../README.md#lessons)), and so is what a number costs ([lesson 01](../README.md#lessons)).
+# | you want | remove | faster without special kernels? | measured in |
+# |---|---|---|---|
+# | a smaller file | single weights | no | [lesson 05](05_pruning.ipynb) |
+# | real speed | channels, heads, layers | yes | [lesson 06](06_structured_pruning.ipynb) |
+# | thinner attention | heads | yes | [lesson 06](06_structured_pruning.ipynb) |
+# | thinner convolutions | filters | yes | [lesson 06](06_structured_pruning.ipynb) |
+# | speed on GPUs with 2:4 kernels | two of every four weights | no | [lesson 05](05_pruning.ipynb) |
+# | fewer experts | whole experts | yes | [lesson 10](10_mixture_of_experts.ipynb) |
+#
+# </details>
+#
+# Low rank and shared weights ([lesson 09](09_low_rank.ipynb)) fit where a layer is a large matrix; *which* weights may go ([lesson 07](07_importance.ipynb)) and what a number costs ([lesson 01](01_precision_formats.ipynb)) are questions of their own.
 
 # %% [markdown]
 # ## Exercises
 #
-# Fill in a stub, run its cell, read the line that `check` prints: *not attempted*, *not yet* with the first reason, or *passed*. Hints and solutions are folded; the solution cell stands below each exercise.
+# Fill in a stub, run its cell, read what `check` prints: *not attempted*, *not yet* with the first reason, or *passed*. Hints and solutions (below each exercise) are folded.
 #
 # ### 00.1 Bytes of a model
 # *10 minutes, difficulty 1 of 3.* Write `bytes_of(model)`: the bytes of all parameters **and buffers** of a module, each tensor once, in whatever dtype it is.
@@ -680,7 +697,7 @@ check("00.4", attainable_solution, record=False)
 # ```
 #
 # <details><summary>Hint 1</summary>Which call is the slowest, and is it counted? What does one hiccup do to the result?</details>
-# <details><summary>Hint 2</summary>Time each call on its own, drop the first <code>warmup</code>, sort, take the middle. The median of an even number is the mean of the two in the middle: <code>numpy.median</code> does it.</details>
+# <details><summary>Hint 2</summary>Time each call on its own, drop the first <code>warmup</code>, take <code>numpy.median</code>.</details>
 # <details><summary>The three faults</summary>The cold calls are counted; the mean lets one slow call rule; <code>time.time()</code> may jump when the clock is set (use <code>time.perf_counter()</code>). On a GPU there is a fourth: the call returns before the work is done.</details>
 
 

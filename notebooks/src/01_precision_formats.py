@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from compresslab import measure
 from compresslab.course import check, quiz, reveal, show, show_source, start, table
 from compresslab.course.widgets import bit_explorer, explain_bits
-from compresslab.formats import FLOATS, FORMATS, bits_per_element, decode, round_float, round_model, round_to_format
+from compresslab.formats import FLOATS, FORMATS, bits_per_element, decode, floats, round_model, round_to_format
 from compresslab.workbench import checkpoints, data, models
 from compresslab.workbench.train import fit
 
@@ -114,40 +114,63 @@ assert round(100 / 2**8, 2) == 0.39
 # %% [markdown]
 # ## 3. Rounding: one addition does it
 #
-# To round to FP4 we could compare with all values and take the nearest. On a tie, the *even* code wins (the last bit is 0), so that ties go up as often as down.
+# Rounding to FP4 by hand: look up how wide the steps are where the number lies, and count in whole steps. From 1 to 2 they are 0.5 wide (below 1 too), from 2 to 4 they are 1 wide, from 4 on 2. *Look at:* the numbers half-way between two values.
+
+# %%
+for value, step in ((0.3, 0.5), (1.4, 0.5), (2.5, 1.0), (3.5, 1.0), (5.0, 2.0)):
+    print(f"{value} is {value / step:.1f} steps of {step}, rounded {round(value / step)}: {round(value / step) * step}")
+
+# %% [markdown]
+# On a tie, the *even* number of steps wins (its last bit is 0), so that ties go up as often as down. The same for a tensor: each octave, from one power of two to the next, has a step of its own.
 
 
 # %%
-def nearest_by_table(x, values):
-    distance = (x.abs()[:, None] - values).abs()
-    closest = distance.amin(1, keepdim=True)
-    codes = torch.arange(len(values)).expand_as(distance)
-    best = torch.where(distance == closest, codes, -1).amax(1)
-    tie = (distance == closest).sum(1) == 2
-    return values[best - (tie & (best % 2 == 1)).long()] * x.sign()
+def steps_around(x):
+    octave = x.abs().log2().floor().clamp(min=0)  # 0 from 1 to 2, 1 from 2 to 4; below 1 the steps stay as they are
+    return 2**octave / 2  # one mantissa bit: two steps in an octave
 
 
-x = torch.tensor([0.3, 0.25, 2.5, 3.5, -5.0, 100.0])
-print(nearest_by_table(x, four_bits).tolist())
+def round_by_steps(x):
+    step = steps_around(x)
+    return ((x / step).round() * step).clamp(-6, 6)
+
+
+x = torch.tensor([0.3, 1.4, 2.5, 3.5, -5.0, 100.0])
+print(round_by_steps(x).tolist())
 
 # %% [markdown]
-# That is slow: eight comparisons for each number, 127 for FP8. There is a beautiful trick. A float32 has 24 significant bits. If we add a number so large that only steps of 0.5 are left, the processor's own addition rounds, to nearest even, as the standard demands. Then we subtract it again.
+# Now the trick. A float32 has 24 significant bits. If we add a number so large that only steps of 0.5 are left, the processor has to round the sum, to nearest even, as the standard demands. Then we subtract the large number again. *Look at:* the sums.
 
 # %%
 big = 1.5 * 2**22  # from 2^22 to 2^23 the steps of float32 are 0.5 wide; the middle leaves room for both signs
 for value in (0.3, 0.25, 0.75, 1.4):
-    print(value, "->", (torch.tensor(value) + big - big).item())
+    total = torch.tensor(value) + big
+    print(f"{value} + {big:.0f} = {total.item():.1f}   back: {(total - big).item()}")
 
 # %% [markdown]
-# With the right large number for each octave this rounds to any format, in a few passes over the data and without a table. That is what the package does. (Only for formats with the exponents of float32, such as BF16, the large number would overflow; there it rounds the bits as an integer.)
+# No division, no rounding: the addition did it. A step twice as wide needs a number twice as large:
+
 
 # %%
-show_source(round_float)
+def round_by_addition(x):
+    big = 2 * steps_around(x) * 1.5 * 2**22
+    return (x + big - big).clamp(-6, 6)
 
-# %%
+
 generator = torch.Generator().manual_seed(0)
 x = 4 * torch.randn(10_000, generator=generator)
-assert torch.equal(nearest_by_table(x, four_bits), round_to_format(x, "fp4_e2m1"))
+assert torch.equal(round_by_addition(x), round_by_steps(x))
+assert torch.equal(round_by_addition(x), round_to_format(x, "fp4_e2m1"))
+distance = (x.abs().clamp(max=6)[:, None] - four_bits).abs().amin(1)  # to the nearest of all values
+assert torch.equal((x.clamp(-6, 6) - round_by_addition(x)).abs(), distance)
+
+# %% [markdown]
+# The package does this for any format, and takes the octave from the exponent bits. *Look at:* the last two lines, which are ours. (The block in the middle is for formats with the exponents of float32, such as BF16: there is no larger number to add, so the bits are rounded as an integer.)
+
+# %%
+show_source(floats._round_nearest)
+
+# %%
 halves = torch.arange(65536).to(torch.uint16).view(torch.float16).float()  # every number that FP16 has
 for name, dtype in {"bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}.items():
     ours, theirs = round_to_format(halves, name), halves.to(dtype).float()
@@ -231,10 +254,10 @@ show(
 
 # %%
 def too_small(gradients, scale=1.0):
-    """Share that becomes zero in FP16, and share below its normal numbers."""
+    """Shares of the gradients that are not zero: lost in FP16, and below its normal numbers."""
     there, scaled = gradients != 0, gradients * scale
     zero, weak = (scaled.half() == 0) & there, (scaled.abs() < 2**-14) & there
-    return zero.float().mean().item(), weak.float().mean().item()
+    return (zero.sum() / there.sum()).item(), (weak.sum() / there.sum()).item()
 
 
 for name, gradients in (("weights", of_weights), ("activations", of_activations)):
@@ -248,7 +271,7 @@ assert lost > 0.05 > 10 * too_small(of_activations, 2**12)[0]
 assert too_small(of_weights)[0] < 0.01
 
 # %% [markdown]
-# The gradients of the weights are sums over many places, and large enough. But they are made of those of the activations, and there FP16 loses a good part: each belongs to one pixel of one image in a batch of 256. (The printed shares are of all gradients. Many are exactly zero in any format, because a ReLU let nothing pass; the figure leaves those out, so its left part looks larger.)
+# The gradients of the weights are sums over many places, and large enough. But they are made of those of the activations, and there FP16 loses a good part: each belongs to one pixel of one image in a batch of 256. (Figure and shares leave out those that are zero in any format, because a ReLU let nothing pass.)
 #
 # **Loss scaling** mends it: multiply the loss by a power of two (here $2^{12}$), and every gradient moves to the right by the same distance; divide by it in float32 before the step. If something overflows, skip the step and take a smaller scale. BF16 has the exponents of FP32 and needs none of this, which is why it has won in training.
 
@@ -327,7 +350,8 @@ for name in FORMATS[1:]:  # all but FP32 itself
 # %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(8, 3.8))
 for i, (name, value) in enumerate(noise.items()):
-    ax.plot(bits_per_element(name), value, "osD^vP*X"[i % 8], color=f"C{i % 8}", label=f"{name}: {value:.0f} dB")
+    style = {"color": f"C{i % 8}", "mfc": f"C{i % 8}" if i < 8 else "white"}
+    ax.plot(bits_per_element(name), value, "osD^vP*X"[i % 8], label=f"{name}: {value:.0f} dB", **style)
 ax.set(xlabel="bits for each element, scales included", ylabel="signal to noise, dB", title="What the bits buy")
 ax.legend(fontsize=8, bbox_to_anchor=(1.01, 1), loc="upper left")
 show(fig, alt="Formats by bits and signal to noise: about 6 dB for each bit; FP4 without a scale lies lowest at 4 bits")

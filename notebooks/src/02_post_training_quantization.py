@@ -14,8 +14,6 @@
 # A float can be anywhere. An integer has 256 places, or 16, or 4. This lesson moves a trained network onto such a grid: no labels, no gradient, at most a few hundred unlabelled images.
 
 # %% tags=["setup"]
-import contextlib
-import io
 import logging
 import math
 import tempfile
@@ -23,24 +21,20 @@ import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
-import onnxruntime as ort
 import pandas as pd
 import torch
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
-from onnxruntime.quantization import quantize_dynamic as ort_dynamic
-from onnxruntime.quantization import quantize_static as ort_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
 
+from compresslab import export as e
 from compresslab import measure
 from compresslab import quantization as q
 from compresslab.course import check, quiz, reveal, show, show_source, start
+from compresslab.quantization.adaround import adaround
 from compresslab.quantization.integer_only import integer_only
 from compresslab.workbench import ao, checkpoints, data
 from compresslab.workbench.vision import torchvision
 
-start(threads=1)
+_ = start(threads=1)
 logging.disable(logging.WARNING)  # the tools that follow warn of things that do not concern us here
 warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -168,6 +162,7 @@ accuracy = weights_only.set_index(["bits", "a scale for each"])["accuracy, %"]
 assert all(abs(accuracy[8, kind] - float_accuracy) < 0.5 for kind in kinds)
 assert accuracy[3, "tensor"] + 5 < accuracy[3, "channel"] < accuracy[3, "groups of 32"]
 first_to_fail = max(bits for bits in (8, 4, 3, 2) if accuracy[bits, "channel"] < float_accuracy - 5)
+print(f"FP32 ≈ {float_accuracy:.1f} %")
 reveal(guess_bits, first_to_fail, what="rounding fails (5 points, per channel) at", unit="bits")
 
 # %% [markdown]
@@ -253,7 +248,7 @@ assert requantized == round(total.item() * m)
 # %% [markdown]
 # ## 6. Calibration: which range?
 #
-# The weights are known. The activations are not, so we watch them on a few batches. Here is what comes out of one ReLU of our network.
+# The activations are not known ahead, so we watch them on a few batches. Here is what comes out of one ReLU of our network.
 
 # %%
 seen = []
@@ -273,7 +268,7 @@ print(f"{activations.numel():,} values, ≈ {100 * (activations == 0).float().me
 # - *mean squared error*: whatever loses least;
 # - *entropy*: the clipped histogram that tells least apart from the original (Kullback-Leibler).
 #
-# Each sees one batch at a time and keeps a few numbers or a histogram, so memory does not grow. *Look at:* where they cut. Each line shows the cut for 8 bits and the signal to noise that it gives, then the same two for 4 bits.
+# Each sees one batch at a time and keeps a few numbers or a histogram, so memory does not grow. *Look at:* where they cut. A line shows the cut for 8 bits and its signal to noise, then both for 4 bits.
 
 # %%
 rows = []
@@ -311,7 +306,7 @@ assert by["cut, 8 bits"].max() == by.loc["minmax", "cut, 8 bits"]
 #
 # ### Trap: calibrating in train mode
 #
-# "Run a few batches through the model" sounds harmless. In train mode the batch norms update their statistics with every batch, even under `no_grad`. Here all batches show one letter, as they may where a folder is read class by class.
+# In train mode the batch norms update their statistics with every batch, even under `no_grad`. Here all batches show one letter, as they may where a folder is read class by class.
 
 # %% tags=["trap"]
 careless = checkpoints.load("resnet").train()
@@ -390,119 +385,12 @@ assert means[1] < means[1000] - 1
 assert skew["low contrast"][0] < skew["256 images"][0] - 6
 
 # %% [markdown]
-# "About 100 samples" is good advice, and generous for this network. *Which* images is the real question. One font does no harm, one class costs some decibels. A set of low contrast gives ranges that are too small, so that ordinary images are clipped; noise is no letter at all. No number of such images helps.
+# "About 100 samples" is good advice, and generous for this network. *Which* images is the real question. One font does no harm, one class costs some decibels. Low contrast gives ranges that are too small, so that ordinary images are clipped; noise is no letter at all. No number of such images helps.
 
 # %% [markdown]
-# ## 9. For real: ONNX Runtime
+# ## 9. Below eight bits: round better
 #
-# ONNX is a file format for networks, and ONNX Runtime, which runs such files, really computes with integers. We export the float network and let its own tool quantize it: *static*, activations as unsigned 8 bits, weights as signed 8 bits per channel. (That is not its default, which is signed activations and a scale per tensor: on x86 the slow one. Lesson 11 shows why.)
-
-# %%
-folder = Path(tempfile.mkdtemp())
-example, batch_axis = (calibration.take(2).inputs(),), ({0: torch.export.Dim("batch")},)
-exported = torch.onnx.export(
-    model, example, folder / "float.onnx", dynamic_shapes=batch_axis, input_names=["image"], verbose=False,
-    external_data=False,
-)  # fmt: skip
-
-
-# %%
-class Reader(CalibrationDataReader):
-    """Calibration images in the form that ONNX Runtime asks for."""
-
-    def __init__(self, batches):
-        self.batches = iter([{"image": inputs.numpy()} for inputs, _ in batches])
-
-    def get_next(self):
-        return next(self.batches, None)
-
-
-# %%
-def static_file(method):
-    """Our network, quantized by ONNX Runtime."""
-    path, reader = folder / f"{method.name}.onnx", Reader(calibration.batches(64))
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8, "per_channel": True}
-    with contextlib.redirect_stdout(io.StringIO()):
-        ort_static(folder / "float.onnx", path, reader, calibrate_method=method, **types)
-    return path
-
-
-# %%
-def session(path):
-    """A session on one thread, as a function of images."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    run = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run
-    return lambda images: torch.from_numpy(run(None, {"image": np.asarray(images)})[0])
-
-
-# %%
-files = {name: static_file(CalibrationMethod[name]) for name in ("MinMax", "Entropy", "Percentile")}
-images = splits.val.inputs()
-theirs = {name: session(path)(images) for name, path in files.items()}
-for name, logits in theirs.items():
-    print(f"ONNX Runtime, {name:<10} ≈ {measure.sqnr_db(reference.logits, logits):.1f} dB")
-plain = q.quantize_static(model, calibration.batches(64), method="minmax", refine=False)
-print(f"ours, min-max, plain     ≈ {score(plain)[0]:.1f} dB; as above ≈ {score(static)[0]:.1f} dB")
-assert score(static)[0] > score(plain)[0] + 1
-
-# %% [markdown]
-# With min-max ranges and nothing else, ours and theirs are about equal, as they should be: the same grids in the same places. What ours has more comes from `refine`, which chooses weight scales and corrects biases by the error of each layer's output. And do you see that entropy and min-max are the same? That is no accident.
-#
-# ### Trap: an entropy calibration that calibrates nothing
-#
-# ONNX Runtime's entropy method sorts all the values into 128 bins, merges them into 128 levels, and may cut only where at least 128 bins are left. So there is exactly one candidate, the whole range, and that is min-max. Ours has thousands of bins to choose from, and every batch falls into the same ones, so that the range does not depend on how the images were cut into batches.
-
-# %% tags=["trap"]
-print(
-    "largest difference of the logits, entropy - min-max:",
-    f"≈ {(theirs['Entropy'] - theirs['MinMax']).abs().max():.2f}",
-)
-one, many = (q.calibrate(activations.split(size), method="entropy").maximum for size in (len(activations), 16))
-print("ours, one batch or many: the same range:", one == many)
-assert one == many
-
-# %% [markdown]
-# Now the time. *Look at:* dynamic quantization of convolutions, which ONNX Runtime does carry out.
-
-# %%
-quant_pre_process(folder / "float.onnx", folder / "prepared.onnx")
-ort_dynamic(folder / "prepared.onnx", folder / "dynamic.onnx")
-names = {"FP32": "float.onnx", "static INT8": "Percentile.onnx", "dynamic INT8": "dynamic.onnx"}
-sessions = {name: session(folder / file) for name, file in names.items()}
-for name, file in names.items():
-    print(f"{name:<12} ≈ {(folder / file).stat().st_size:,} bytes")
-
-# %% tags=["nbval-ignore-output"]
-speeds = {}
-for batch_size in (1, 32):
-    timed = measure.compare_latency(sessions, (images[:batch_size],), rounds=30)
-    speeds[batch_size] = {name: ratio.value for name, ratio in timed.speedup.items()}
-    milliseconds = ", ".join(f"{name} {1e3 * timed.latency[name].median_s:.2f} ms" for name in sessions)
-    print(f"batch {batch_size}: {milliseconds}; static is {speeds[batch_size]['static INT8']:.1f}x as fast as FP32")
-
-# %% tags=["nbval-ignore-output"]
-reveal(guess_speed, speeds[1]["static INT8"], what="speed of static INT8 at batch 1, FP32 = 1")
-assert speeds[32]["dynamic INT8"] < speeds[32]["static INT8"]
-
-# %% [markdown]
-# Static INT8 is faster where the processor has instructions for it (`compresslab doctor`: VNNI or similar). Dynamic INT8 of convolutions is several times *slower than FP32*: its kernel for convolutions is slow, and it measures ranges in every call. The file is small in both cases; only a clock tells them apart.
-#
-# The second library is **torchao**, PyTorch's own. Its graph flow (*PT2E*) exports the network, inserts observers, calibrates, converts. Its integers run fast only after `torch.compile`, which takes its time and a C++ compiler, so here we look at its quality alone. (The flows that most tutorials show, `torch.ao.quantization` with its stubs and fused modules, are deprecated; we do not use them.)
-
-# %%
-exported = torch.export.export(model, example, dynamic_shapes=batch_axis).module()
-chosen = ao.X86InductorQuantizer().set_global(ao.get_default_x86_inductor_quantization_config())
-prepared = ao.prepare_pt2e(exported, chosen)
-with torch.no_grad():
-    [prepared(inputs) for inputs, _ in calibration.batches(64)]
-    converted = ao.convert_pt2e(prepared)(images)
-print(f"torchao PT2E ≈ {measure.sqnr_db(reference.logits, converted):.1f} dB")
-
-# %% [markdown]
-# ## 10. Below eight bits: round better
-#
-# Rounding to nearest is the best one can do for *one weight*. It is not the best for the *sum* that a layer computes: two weights of 0.4 steps with equal inputs should give 0.8, rounding both to nearest gives 0, and one up, one down gives 1. Three methods, on the network that suffers most: depthwise-separable, with nine weights to a channel, one scale for each tensor, 4 bits.
+# Rounding to nearest is best for *one weight*, and not for the *sum* that a layer computes: two weights of 0.4 steps with equal inputs should give 0.8, and both rounded to nearest give 0. Three methods do better. Two of them now, on the network that suffers most: depthwise-separable, with nine weights to a channel, one scale for each tensor, 4 bits.
 #
 # - **Cross-layer equalization**: divide a channel by $s$ in one layer, multiply it by $s$ in the next. The function is the same, and the channels get equal ranges.
 # - **Bias correction**: rounding moves the mean of a layer's outputs. Measure by how much, take it off the bias.
@@ -526,9 +414,101 @@ for name, percent in steps.items():
 assert steps["as it is"] + 10 < steps["equalized"] < steps["equalized, bias corrected"]
 
 # %% [markdown]
-# From a loss of some thirty points to one of about two, without one label and without one more bit. With a scale for each channel the gain is smaller, since that does the same by brute force.
+# From a loss of some thirty points to one of about two, without a label and without one more bit. (A scale for each channel does much of this by brute force.)
 #
-# **AdaRound** goes further: for each weight it decides *up or down*, so that the layer's output on real inputs is right. Each weight is its lower level plus a number $h$ between 0 and 1; gradient descent chooses all the $h$ of a layer so that its output differs least from the float layer's, while a penalty drives each to 0 or 1 in the end. (*Nearest, clipped* rounds to nearest too, on a range that is cut where the squared error of the weights is least.)
+# ### Up or down? AdaRound by hand
+#
+# The third method chooses for each weight: *up or down*. Here is a row of eight weights, in steps of its grid, and eight inputs that rise and fall together. There are $2^8 = 256$ ways to round the row, so we try all. *Look at:* how many are better than nearest.
+
+# %%
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(1000, 1, generator=generator) + 0.5 * torch.randn(1000, 8, generator=generator)
+up = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)  # 1 is up: a line for each of the 256 ways
+
+
+def output_errors(w):
+    """Of each way to round w, and which way is nearest."""
+    errors = (x @ (w.floor() + up - w).T).square().mean(0)
+    return errors, (up == (w - w.floor()).round()).all(1).nonzero().item()
+
+
+# %%
+w = torch.tensor([1.39, 0.03, 0.14, 0.47, 0.26, 0.25, -0.66, -2.05])
+errors, nearest = output_errors(w)
+best = errors.argmin()
+for name, way in (("nearest", nearest), ("best", best)):
+    print(f"{name:<8} {(w.floor() + up[way]).int().tolist()}  output error {errors[way]:.2f}")
+print("better than nearest:", (errors < errors[nearest]).sum().item(), "of 256")
+assert errors[nearest] > 10 * errors[best] and (w.round() < w).sum() == 7
+
+# %% tags=["slide"]
+fig, ax = plt.subplots(figsize=(7, 2.8))
+ranks = errors.argsort()
+ax.plot(errors[ranks], color="gray", label="all ways, sorted")
+ax.plot((ranks == nearest).nonzero(), errors[nearest], "s", markersize=9, label="each to nearest")
+ax.plot(0, errors[best], "*", markersize=13, label="the best")
+ax.set(xlabel="ways to round eight weights, best first", ylabel="output error, steps²", yscale="log")
+ax.legend()
+show(fig, alt="A curve that rises on a log scale from 0.3 to 30; rounding to nearest lies beyond its middle")
+
+# %%
+others = [output_errors(row) for row in torch.randn(200, 8, generator=generator)]
+ratios = torch.stack([found[at] / found.min() for found, at in others])
+wins = 100 * (ratios == 1).double().mean()
+print(f"200 other rows: nearest is best in ≈ {wins:.0f} %, its error on average ≈ {ratios.mean():.1f} times the least")
+assert 30 < wins < 70
+assert 2 < ratios.mean() < 4
+
+# %% [markdown]
+# Nearest takes seven of the eight down, and their errors add up. Two of them, 1.39 and 0.47, taken *up* mend the sum. (We chose a bad row: in about half of 200 others nearest is best. But on average its error is about three times the least.)
+#
+# A real row has hundreds of weights, and nobody tries $2^{300}$ ways. So **AdaRound** makes the choice soft: each weight is its lower level plus a number $h$ between 0 and 1, and gradient descent moves the $h$. They come from free numbers $V$ by a sigmoid, stretched to run from -0.1 to 1.1 and cut, so that $h$ can really arrive at 0 and 1:
+#
+# $$h(V) = \mathrm{clip}\big(1.2\,\sigma(V) - 0.1,\ 0,\ 1\big), \qquad \text{loss} = \text{output error} + \lambda \sum \big(1 - |2h - 1|^{\beta}\big)$$
+#
+# The last term is a price for every undecided $h$. A high $\beta$ moves only those near an end; it falls from 20 to 2, and then all must choose. *Look at:* which weights end on the other side (solid).
+
+
+# %%
+def soft(v):
+    return (1.2 * v.sigmoid() - 0.1).clamp(0, 1)
+
+
+fraction = w - w.floor()
+v = ((fraction + 0.1) / (1.1 - fraction)).log().requires_grad_()  # then h starts at the weight as it is
+print("h at the start:", [round(value, 2) for value in soft(v).tolist()])
+
+# %%
+adam, path = torch.optim.Adam([v], lr=0.02), []
+for step in range(1000):
+    h, beta = soft(v), 20 - 18 * step / 1000
+    loss = (x @ (w.floor() + h - w)).square().mean()
+    loss = loss + (1 - (2 * h - 1).abs() ** beta).sum()  # lambda is 1
+    adam.zero_grad()
+    loss.backward()
+    adam.step()
+    path.append(h.detach())
+
+# %% tags=["slide"]
+fig, ax = plt.subplots(figsize=(7, 3))
+for i, line in enumerate(torch.stack(path).T):
+    style = "-" if line[-1].round() != line[0].round() else "--"
+    ax.plot(line, style, marker="osD^vP*X"[i], markevery=(25 * i, 200), label=f"{w[i]:.2f}")
+ax.set(xlabel="step of the search", ylabel="h: 0 is down, 1 is up", title="Eight weights decide")
+ax.legend(title="weight", ncols=2, fontsize=8, bbox_to_anchor=(1.01, 1), loc="upper left")
+show(fig, alt="Eight curves that start between 0 and 1 and end at either; two, solid, rise through the middle to 1")
+
+# %%
+chosen = soft(v).detach().round()
+packaged = adaround(w[None], x, q.Grid(torch.tensor(1.0), torch.tensor(0), bits=4))  # any grid with step 1
+print("found:", (w.floor() + chosen).int().tolist(), " the package:", packaged.weight.levels[0].tolist())
+found = errors[(up == chosen).all(1)].item()
+print(f"output error ≈ {found:.2f}, of the best way ≈ {errors[best]:.2f}")
+assert found < 1.5 * errors[best]
+assert torch.equal(packaged.weight.levels[0], (w.floor() + chosen).to(torch.int8))
+
+# %% [markdown]
+# The best way, found without trying them all. In a network this is done layer by layer, on the inputs that the layers rounded before really give. Now our ResNet. (*Nearest, clipped* rounds to nearest too, on a range that is cut where the squared error of the weights is least. AdaRound uses that range.)
 
 # %%
 rows = {}
@@ -551,7 +531,7 @@ print(f"at 3 bits AdaRound gains ≈ {gain:.1f} points over rounding to nearest,
 # At 3 bits next to nothing is lost any more, and at 2 bits the network reads again. Seconds of work, 256 images without labels.
 
 # %% [markdown]
-# ## 11. Which layers mind? Bits where they are needed
+# ## 10. Which layers mind? Bits where they are needed
 #
 # One layer at a time at 2, 3, 4 and 8 bits, all others in floats; what is measured is the noise in the logits, as a share of their power.
 
@@ -577,6 +557,7 @@ scan = measure.scan_sensitivity(model, one_layer, noise, layers=layers, settings
 # %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7.5, 4))
 scan.plot(ax=ax)
+ax.legend(title="bits")
 ax.set(
     xscale="log", xlabel="noise in the logits, share of their power", title="One layer rounded, all others in floats"
 )
@@ -593,7 +574,7 @@ print("the most sensitive:", at_three.index[-1])
 assert spread > 3
 
 # %% [markdown]
-# So bits should go where a byte buys most. The budget is what uniform 3 bits would take. This is a knapsack: several choices for each layer, a cost in bytes, a gain. The exact answer comes from dynamic programming; a greedy one is shown beside it.
+# So bits should go where a byte buys most. The budget is what uniform 3 bits would take. This is a knapsack: choices for each layer, a cost in bytes, a gain. Dynamic programming solves it exactly; a greedy answer is shown beside it.
 
 # %%
 widths = (2, 3, 4, 8)
@@ -619,7 +600,77 @@ assert mixed["exact"][1] > mixed["uniform 3"][1]
 assert mixed["exact"][0] > mixed["uniform 3"][0]
 
 # %% [markdown]
-# Same bytes, more accuracy, and here greedy is as good as exact. The prediction (errors of single layers, added up) is rough, but good enough to choose by. In hardware each width needs a kernel, so a phone may offer 4 and 8 bits only; the method is the same.
+# Same bytes, more accuracy, and here greedy is as good as exact. The prediction (errors of single layers, added up) is rough, but good enough to choose by. (A phone may have kernels for 4 and 8 bits only; the method is the same.)
+
+# %% [markdown]
+# ## 11. For real: ONNX Runtime
+#
+# ONNX is a file format for networks, and ONNX Runtime, which runs such files, really computes with integers. We export the float network and hand it to the runtime's own `quantize_static`, wrapped in one call: activations as unsigned 8 bits, weights as signed 8 bits per channel. (Its defaults, signed activations and a scale per tensor, are the slow ones on x86. Lesson 11 shows why, and what is in the files.)
+
+# %%
+folder = Path(tempfile.mkdtemp())
+example, images = calibration.take(2).inputs(), splits.val.inputs()
+sessions = {"FP32": e.OnnxModule(e.export_onnx(model, example, folder / "float.onnx"))}
+theirs = {}
+for method in ("minmax", "entropy", "percentile"):
+    path = folder / f"{method}.onnx"
+    e.quantize_onnx_static(folder / "float.onnx", path, calibration.batches(64), method=method)
+    sessions[method] = e.OnnxModule(path)
+    theirs[method] = sessions[method](images)
+    print(f"ONNX Runtime, {method:<10} ≈ {measure.sqnr_db(reference.logits, theirs[method]):.1f} dB")
+
+# %%
+plain = q.quantize_static(model, calibration.batches(64), method="minmax", refine=False)
+print(f"ours, min-max, plain     ≈ {score(plain)[0]:.1f} dB; as in section 7 ≈ {score(static)[0]:.1f} dB")
+assert score(static)[0] > score(plain)[0] + 1
+
+# %% [markdown]
+# With min-max ranges ours and theirs are about equal, as they should be. What ours has more in section 7 comes from `refine`, which chooses weight scales and corrects biases by the error of each layer's output. And do you see that entropy and min-max are the same?
+#
+# ### Trap: an entropy calibration that calibrates nothing
+#
+# That is no accident. ONNX Runtime's entropy method sorts all values into 128 bins, merges them into 128 levels, and may cut only where at least 128 bins are left: there is one candidate, the whole range. Ours has thousands of bins to choose from, the same for each batch, so the range does not depend on how the images were cut into batches.
+
+# %% tags=["trap"]
+gap = (theirs["entropy"] - theirs["minmax"]).abs().max()
+print(f"largest difference of the logits, entropy - min-max: ≈ {gap:.2f}")
+one, many = (q.calibrate(activations.split(size), method="entropy").maximum for size in (len(activations), 16))
+print("ours, one batch or many: the same range:", one == many)
+assert one == many
+
+# %% [markdown]
+# Now the time. *Look at:* dynamic quantization of convolutions, which ONNX Runtime does carry out.
+
+# %% tags=["nbval-ignore-output"]
+sessions["dynamic"] = e.OnnxModule(e.quantize_onnx_dynamic(folder / "float.onnx", folder / "dynamic.onnx"))
+runs = {"FP32": sessions["FP32"], "static INT8": sessions["percentile"], "dynamic INT8": sessions["dynamic"]}
+speeds = {}
+for batch_size in (1, 32):
+    timed = measure.compare_latency(runs, (images[:batch_size],), rounds=30)
+    speeds[batch_size] = {name: ratio.value for name, ratio in timed.speedup.items()}
+    milliseconds = ", ".join(f"{name} {1e3 * timed.latency[name].median_s:.2f} ms" for name in runs)
+    print(f"batch {batch_size}: {milliseconds}; static is {speeds[batch_size]['static INT8']:.1f}x as fast as FP32")
+reveal(guess_speed, speeds[1]["static INT8"], what="speed of static INT8 at batch 1, FP32 = 1")
+assert speeds[32]["dynamic INT8"] < speeds[32]["static INT8"]
+
+# %%
+sizes = {name: (folder / f"{name}.onnx").stat().st_size for name in ("float", "percentile", "dynamic")}
+print(", ".join(f"{name} ≈ {size:,} bytes" for name, size in sizes.items()))
+assert 3 * max(sizes["percentile"], sizes["dynamic"]) < sizes["float"]
+
+# %% [markdown]
+# Static INT8 is faster where the processor has instructions for it (`compresslab doctor`: VNNI or similar). Dynamic INT8 of convolutions is several times *slower than FP32*: its kernel is slow, and it measures ranges in every call. Both files are small; only a clock tells them apart.
+#
+# The second library is **torchao**, PyTorch's own. Its graph flow (*PT2E*) exports, inserts observers, calibrates, converts. Its integers run fast only after `torch.compile`, which needs time and a C++ compiler, so we look at its quality alone. (What most tutorials show, `torch.ao.quantization` with its stubs and fused modules, is deprecated.)
+
+# %%
+exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+chosen = ao.X86InductorQuantizer().set_global(ao.get_default_x86_inductor_quantization_config())
+prepared = ao.prepare_pt2e(exported, chosen)
+with torch.no_grad():
+    [prepared(inputs) for inputs, _ in calibration.batches(64)]
+    converted = ao.convert_pt2e(prepared)(images)
+print(f"torchao PT2E ≈ {measure.sqnr_db(reference.logits, converted):.1f} dB")
 
 # %% [markdown]
 # ## 12. The whole lesson in one table
@@ -670,7 +721,7 @@ assert small < float_bytes / 10
 #
 # ## Does it work on other networks?
 #
-# The same call on a network that was not made for this course, with random weights (the plumbing is what is tested). What stays in floating point is listed, never hidden.
+# The same call on a network that was not made for this course, with random weights. What stays in floating point is listed, never hidden.
 
 # %%
 mobile = torchvision().models.mobilenet_v3_small(num_classes=10).eval()

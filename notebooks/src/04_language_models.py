@@ -41,7 +41,7 @@ from compresslab.quantization.gptq import gptq
 from compresslab.workbench import ao, checkpoints, data
 from compresslab.workbench.hf import random_transformer
 
-start(threads=1)
+_ = start(threads=1)
 logging.disable(logging.WARNING)
 
 # %% [markdown]
@@ -220,53 +220,6 @@ assert by_text["128 bytes"] > max(draws)
 # Which part of the manual hardly matters, and here even source code will do. How much does: one window of 128 bytes says too little about a matrix of 96 or 384 columns. On large models, whose domains differ more, the kind of text matters too; measure it on yours.
 
 # %% [markdown]
-# ### Trap: GPTQ by name
-#
-# A library can have this algorithm wrong and look right: models come out, perplexity is fair. One test finds it. We make a layer whose inputs go together, with one loud column of weights (30 times as large), early or late. The error of its outputs, divided by that of rounding to nearest, must be well below 1. *ONNX Runtime* (1.31) has a GPTQ, and so has *torchao* (0.18; it demands a GPU, but needs none, so we take the demand out of its source). *Look at:* the four lines that the last cell prints; the cells before it only bring three programs to one form.
-
-
-# %% tags=["trap"]
-def layer_with_a_loud_column(place):
-    generator = torch.Generator().manual_seed(0)
-    common = torch.randn(4096, 128, generator=generator) @ torch.randn(128, 1024, generator=generator) / 128**0.5
-    x = common + 0.3 * torch.randn(4096, 1024, generator=generator)
-    weight = torch.randn(64, 1024, generator=generator) / 32
-    weight[:, place] *= 30
-    return weight, x.T @ x / len(x)
-
-
-# %%
-source = inspect.getsource(ao.gptq.gptq_quantize)
-for gpu_only in ("torch.cuda.synchronize()", 'assert device.type == "cuda", "GPTQ only supports CUDA currently"'):
-    source = source.replace(gpu_only, "pass")  # all that ties it to a GPU
-exec(source, theirs := dict(vars(ao.gptq)))
-config = ao.gptq.GPTQConfig(step="convert", base_config=ao.Int8WeightOnlyConfig())
-
-# %%
-programs = {  # each gives weights again; copies, since some change what they are given
-    "ours, 8 bits": lambda w, h: gptq(w, h, bits=8, group_size=None, symmetric=True).dequantize(),
-    "torchao, 8 bits": lambda w, h: theirs["gptq_quantize"](h.clone(), w.clone(), config).dequantize(),
-    "ours, 4 bits": lambda w, h: gptq(w, h, bits=4, group_size=32).dequantize(),
-    "ONNX Runtime, 4 bits": lambda w, h: torch.from_numpy(weight_only.gptq(w.T.numpy().copy(), h.numpy().copy())).T,
-}
-grids = {"8 bits": {"bits": 8, "axis": 0}, "4 bits": {"bits": 4, "symmetric": False, "group_size": 32}}
-shares = {}
-
-# %%
-for name, program in programs.items():
-    for place in (100, 700):
-        w, h = layer_with_a_loud_column(place)
-        plain = q.quantize(w, **grids[name.split(", ")[1]]).dequantize()
-        lost, lost_plain = (((w - other) @ h * (w - other)).sum() for other in (program(w, h).float(), plain))
-        shares[name, place] = (lost / lost_plain).item()
-    print(f"{name:<21} loud column 100: ≈ {shares[name, 100]:6.3f}   column 700: ≈ {shares[name, 700]:6.3f}")
-assert max(share for (name, _), share in shares.items() if "ours" in name) < 0.3
-assert abs(shares["ONNX Runtime, 4 bits", 100] - 1) < 1e-3 and shares["torchao, 8 bits", 700] > 10
-
-# %% [markdown]
-# ONNX Runtime's is rounding to nearest, to the last digit: it reads a triangular matrix the wrong way round, where it is zero, so no column ever makes up for another. torchao's is GPTQ, but takes the scale of a whole row from its first 256 columns; what is loud behind them is cut off.
-
-# %% [markdown]
 # ## 4. Outliers: a few channels that are too loud
 #
 # Large language models grow **outlier channels**: a few of thousands are up to a hundred times as loud as the rest, in every token (Dettmers and others, 2022). Does our small one?
@@ -314,7 +267,7 @@ axes[0].set(ylabel="largest |activation|")
 show(fig, alt="Left, 96 bars of about equal height but one; right, three more bars stand out, sixty times as high")
 
 # %% [markdown]
-# Now 8-bit weights *and* activations (dynamic quantization of lesson 02, one scale for the whole activation or one for each token). The third line is the answer to your second guess:
+# Now 8-bit weights *and* activations (dynamic quantization of lesson 02, one scale for the whole activation or one for each token). The third line is what you guessed:
 
 # %%
 w8a8 = {}
@@ -323,6 +276,7 @@ for name, candidate in (("our model", model), ("planted", large)):
         kind = f"{name}, a scale per {'token' if per_token else 'tensor'}"
         w8a8[kind] = perplexity(q.quantize_dynamic(candidate, per_token=per_token, skip=["head"]).model)
 print("\n".join(f"{kind:<32} ≈ {ppl:.3f}" for kind, ppl in w8a8.items()))
+reveal(guess_outlier, w8a8["planted, a scale per tensor"], what="perplexity in 8 bits, planted outliers")
 assert w8a8["our model, a scale per tensor"] < float_ppl + 0.05
 assert w8a8["planted, a scale per tensor"] > float_ppl + 1
 
@@ -497,6 +451,53 @@ assert intensity["FP32, 1 at once"] < 1 < intensity["4 bits, 1 at once"] < 4
 # What became of the tools that tutorials name? AutoGPTQ and AutoAWQ are archived; GPTQModel, llm-compressor and torchao live on, all made for GPUs.
 
 # %% [markdown]
+# ### Trap: GPTQ by name
+#
+# A library can have GPTQ (section 3) wrong and look right: models come out, perplexity is fair. One test finds it. We make a layer whose inputs go together, with one loud column of weights (30 times as large), early or late. The error of its outputs, divided by that of rounding to nearest, must be well below 1. *ONNX Runtime* (1.31) has a GPTQ, and so has *torchao* (0.18; it demands a GPU, but needs none, so we take the demand out of its source). *Look at:* the four lines that the last cell prints; the cells before it only bring three programs to one form.
+
+
+# %% tags=["trap"]
+def layer_with_a_loud_column(place):
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(4096, 128, generator=generator) @ torch.randn(128, 1024, generator=generator) / 128**0.5
+    x = common + 0.3 * torch.randn(4096, 1024, generator=generator)
+    weight = torch.randn(64, 1024, generator=generator) / 32
+    weight[:, place] *= 30
+    return weight, x.T @ x / len(x)
+
+
+# %%
+source = inspect.getsource(ao.gptq.gptq_quantize)
+for gpu_only in ("torch.cuda.synchronize()", 'assert device.type == "cuda", "GPTQ only supports CUDA currently"'):
+    source = source.replace(gpu_only, "pass")  # all that ties it to a GPU
+exec(source, theirs := dict(vars(ao.gptq)))
+config = ao.gptq.GPTQConfig(step="convert", base_config=ao.Int8WeightOnlyConfig())
+
+# %%
+programs = {  # each gives weights again; copies, since some change what they are given
+    "ours, 8 bits": lambda w, h: gptq(w, h, bits=8, group_size=None, symmetric=True).dequantize(),
+    "torchao, 8 bits": lambda w, h: theirs["gptq_quantize"](h.clone(), w.clone(), config).dequantize(),
+    "ours, 4 bits": lambda w, h: gptq(w, h, bits=4, group_size=32).dequantize(),
+    "ONNX Runtime, 4 bits": lambda w, h: torch.from_numpy(weight_only.gptq(w.T.numpy().copy(), h.numpy().copy())).T,
+}
+grids = {"8 bits": {"bits": 8, "axis": 0}, "4 bits": {"bits": 4, "symmetric": False, "group_size": 32}}
+shares = {}
+
+# %%
+for name, program in programs.items():
+    for place in (100, 700):
+        w, h = layer_with_a_loud_column(place)
+        plain = q.quantize(w, **grids[name.split(", ")[1]]).dequantize()
+        lost, lost_plain = (((w - other) @ h * (w - other)).sum() for other in (program(w, h).float(), plain))
+        shares[name, place] = (lost / lost_plain).item()
+    print(f"{name:<21} loud column 100: ≈ {shares[name, 100]:6.3f}   column 700: ≈ {shares[name, 700]:6.3f}")
+assert max(share for (name, _), share in shares.items() if "ours" in name) < 0.3
+assert abs(shares["ONNX Runtime, 4 bits", 100] - 1) < 1e-3 and shares["torchao, 8 bits", 700] > 10
+
+# %% [markdown]
+# ONNX Runtime's is rounding to nearest, to the last digit: it reads a triangular matrix the wrong way round, where it is zero, so no column ever makes up for another. torchao's is GPTQ, but takes the scale of a whole row from its first 256 columns; what is loud behind them is cut off.
+
+# %% [markdown]
 # ## 8. A layer that stays packed, and a model that does not fit
 #
 # All numbers so far came from simulations in floats. `PackedLinear` keeps the levels packed, in memory and in the file, and unpacks them when it runs. The outputs are the same, to the bit.
@@ -573,7 +574,7 @@ for name in ("llama", "qwen2", "opt", "gpt2"):
 # %% [markdown]
 # ## 10. The whole lesson in one table
 #
-# The test split of the text, once: other topics than before, and harder ones, also for FP32. Embeddings stay in floats. The intervals are wide because some pages are much harder than others; but every row reads the same pages, so compare rows as in lesson 00, in pairs: the intervals alone would hide most of the differences.
+# The test split of the text, once: other topics than before, and harder ones, also for FP32. Embeddings stay in floats. The intervals are wide because some pages are much harder than others; but every row reads the same pages, so compare rows as in lesson 00, in pairs. *Look at:* the intervals of the differences, which are far narrower.
 
 # %%
 test = list(splits.test.batches(32))
@@ -587,15 +588,24 @@ chosen = {
 finals = {"FP32": model} | {name: q.pack_linears(result.model, result.weights).model for name, result in chosen.items()}
 
 # %%
-rows = []
+rows, by_page = [], {}
 for name, candidate in finals.items():
-    found = measure.perplexity(measure.predict_batches(candidate, test), resamples=200)
+    answers = list(measure.predict_batches(candidate, test))
+    by_page[name] = torch.cat([answer.nll.mean(-1) for answer in answers])
+    found = measure.perplexity(answers, resamples=200)
     size = measure.measure_size(candidate)
     rows.append([size.size_bytes, found.value, found.low, found.high])
     print(f"{name:<11} {size.size_bytes:>9,} bytes   ≈ {found.value:.3f} [≈ {found.low:.3f}, ≈ {found.high:.3f}]")
 columns = ["size_bytes", "perplexity", "perplexity_low", "perplexity_high"]
 summary = pd.DataFrame(rows, index=list(finals), columns=columns)
 final = summary["perplexity"]
+
+# %%
+perplexity_of = lambda losses: losses.double().mean().exp().item()  # noqa: E731
+for name in list(finals)[1:]:
+    pair = measure.paired_bootstrap(by_page["FP32"], by_page[name], statistic=perplexity_of).difference
+    print(f"{name:<11} on the same pages ≈ {pair.value:+.3f} [≈ {pair.low:+.3f}, ≈ {pair.high:+.3f}]")
+    assert abs(pair.value - final[name] + final["FP32"]) < 1e-3 and (name == "W8 nearest" or pair.low > 0)
 
 # %% tags=["slide"]
 ax = measure.plot_comparison(summary, "perplexity")

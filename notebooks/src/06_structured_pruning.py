@@ -39,7 +39,7 @@ from compresslab.workbench.hf import random_transformer
 from compresslab.workbench.train import fit, jitter
 from compresslab.workbench.vision import torchvision
 
-start(threads=1)
+_ = start(threads=1)
 warnings.filterwarnings("ignore", category=FutureWarning)
 logging.disable(logging.WARNING)  # what the ONNX exporter says of itself
 
@@ -183,7 +183,7 @@ print("it runs:", tuple(wrong.model(x).shape))
 try:
     p.assert_same_function(block, wrong, x)
 except p.FunctionChanged as error:
-    print("but", str(error)[:20], "...")
+    print("but", str(error)[:75], "...")
 assert kept["first"] != kept["second"]
 
 # %% [markdown]
@@ -223,18 +223,20 @@ for threads in (1, 2):
         calls = {f"{ratio:.0%}": model for ratio, model in versions.items()}
         x = torch.zeros(count, 1, 32, 32)
         timed = measure.compare_latency(calls, (x,), reference="0%", rounds=15, min_time_s=0.1, threads=threads)
-        share[f"{threads} threads, batch {count}"] = [100 / timed.speedup[n].value if n != "0%" else 100 for n in calls]
+        share[f"{threads} thread{'s'[: threads - 1]}, batch {count}"] = [
+            100 / timed.speedup[n].value if n != "0%" else 100 for n in calls
+        ]
 print(share.drop(columns="bytes").round(0).astype(int).to_string())
-reveal(guess_speed, 100 / share.loc[0.5, "1 threads, batch 1"], what="speed with half of the channels, one image")
+reveal(guess_speed, 100 / share.loc[0.5, "1 thread, batch 1"], what="speed with half of the channels, one image")
 
 # %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(7, 3.4))
 for name, style in zip(share.drop(columns="bytes"), ("o-", "s-", "^--", "v--", "X:", "*:"), strict=True):
     ax.plot(100 * share.index.to_numpy(), share[name], style, label=name)
-ax.set(xlabel="channels removed, %", ylabel="left, % of the whole", title="Three costs that fall at three speeds")
+ax.set(xlabel="channels removed, %", ylabel="left, % of the whole", title="Work falls with the square, time does not")
 ax.legend(fontsize=8)
 show(fig, alt="Parameters and MACs fall together as a square; latency at batch 1 hardly, at batch 32 in between")
-assert share.loc[0.5, "1 threads, batch 1"] > share.loc[0.5, "MACs"]
+assert share.loc[0.5, "1 thread, batch 1"] > share.loc[0.5, "MACs"]
 
 # %% [markdown]
 # With half of the channels three quarters of the MACs are gone, and a single image is far from four times as fast. A call of a layer has a price of its own, and small products keep a processor less busy than large ones. With 32 images, and much removed, the time comes nearer to the MACs, but never near. So ask which time you want to save, and measure that one.
@@ -296,9 +298,27 @@ assert table["reconstructed"].min() > 75
 assert (table["reconstructed"] > table["trained"]).all()
 
 # %% [markdown]
-# Right after pruning the network is useless, whatever the score. Most of that is not lost knowledge: the sums that reach each layer have changed, and batch norm still holds the old mean and variance. Counting again brings back a third to a half of the accuracy, least squares all but six or seven points, in a few seconds and without one label. A pass of training over three times as many images does less. (A tutorial that shows accuracy right after pruning, or only after long training, has skipped the cheapest step.)
+# All sixteen numbers in one picture (*trained* is the mean of its seeds). *Look at:* what differs more, the rows or the markers.
+
+# %% tags=["slide"]
+fig, ax = plt.subplots(figsize=(7.5, 2.6))
+for name, marker in zip(table, ("x", "s", "o", "^"), strict=True):
+    ax.plot(table[name], table.index, marker, label=name)
+ax.axvline(percent(network), color="black", lw=0.8, label="dense")
+ax.set(xlabel="accuracy on validation images, %", ylabel="score", xlim=(0, 100), title="Half of the MACs, and then?")
+ax.invert_yaxis()
+ax.margins(y=0.2)
+ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+show(fig, alt="One row for each score: as it is near 4 percent, counted again 30 to 50, trained 75, reconstructed 82")
+by_score, by_repair = table.max() - table.min(), table.max(axis=1) - table.min(axis=1)
+assert by_repair.min() > 2 * by_score.max()
+
+# %% [markdown]
+# The markers: how a network is repaired matters far more here than which score chose its channels. Right after pruning the network is useless, whatever the score. Most of that is not lost knowledge: the sums that reach each layer have changed, and batch norm still holds the old mean and variance. Counting again brings back a third to a half of the accuracy, least squares all but six or seven points, in a few seconds and without one label. A pass of training over three times as many images does less. (A tutorial that shows accuracy right after pruning, or only after long training, has skipped the cheapest step.)
 #
-# Is training useless, then? We go on from the reconstructed network, with the same learning rate and with a much smaller one:
+# ### Is training useless, then?
+#
+# We go on from the reconstructed network, with the same learning rate and with a much smaller one:
 
 # %%
 repair = repaired["L2, over all"]
@@ -311,7 +331,11 @@ final_model = runs[0]
 assert min(tuned[3e-4]) > max(tuned[4e-3])
 
 # %% [markdown]
-# A small rate does no harm, and perhaps adds a little. A high one tears down what least squares had built. And in rounds: remove a little, fit, remove more?
+# A small rate does no harm, and perhaps adds a little. A high one tears down what least squares had built.
+#
+# ### In one step or in several?
+#
+# Remove a little, repair, remove more: is that better than all at once? First with least squares as the repair, in three rounds:
 
 # %%
 rounds = p.prune_in_rounds(network, unlabeled, target=0.5, rounds=3)
@@ -321,48 +345,7 @@ assert abs(percent(rounds.model) - percent(repair)) < 3
 # %% [markdown]
 # No difference here. (On the public ResNet-20 of `benchmarks/results.md` rounds gain three points where channels are ranked over all layers, and lose one where each group gives the same share. Try it, it costs seconds.)
 #
-# ## 6. The same share for every layer?
-#
-# Some layers can spare more. *Sensitivity*: prune half of one group only, count batch norm again, measure how many points are lost. Which group minds most?
-
-# %%
-groups = list(pruned.removed)
-drops = {}
-for name in groups:
-    one = p.prune_channels(network, image, ratio={name: 0.5})
-    drops[name] = percent(network) - percent(p.reestimate_batchnorm(one.model, unlabeled[:4]))
-order = sorted(groups, key=drops.get)
-for name in order:
-    print(f"{name:<22} ≈ {drops[name]:4.1f} points")
-assert drops[order[-1]] > drops[order[0]] + 3
-
-
-# %% [markdown]
-# The three groups that run through shortcuts (the last three lines) mind most: several layers write and read each of them. Now the most robust group gives three times the share of the most sensitive one, the others in between. The scale is searched by halving, so that half of the MACs are left, as above:
-
-# %%
-def by_sensitivity(scale):
-    """Robust groups give more, sensitive ones less."""
-    ratios = {name: min(0.9, scale * (1.5 - place / (len(order) - 1))) for place, name in enumerate(order)}
-    return p.prune_channels(network, image, ratio=ratios)
-
-
-# %%
-low, high = 0.05, 0.9
-for _ in range(10):  # as many MACs as above
-    middle = (low + high) / 2
-    low, high = (middle, high) if cost(by_sensitivity(middle).model)[1] > before[1] / 2 else (low, middle)
-sensitive = by_sensitivity(high)
-print(f"MACs {cost(sensitive.model)[1] / before[1]:.3f}, parameters {cost(sensitive.model)[0] / before[0]:.3f}")
-print(f"reconstructed: ≈ {percent(p.reconstruct(network, sensitive, unlabeled).model):.1f} %", end="; ")
-print(f"the same share for all ≈ {table.loc['L2, by group', 'reconstructed']:.1f} %")
-
-# %% [markdown]
-# Better than the same share for all, and about what *L2, over all* reached above without a scan.
-#
-# ### In one step or in several?
-#
-# At equal training (1,500 images in all): down to half of the MACs at once, or in two steps of 71 % each ($0.71^2 \approx 0.5$), with training after each.
+# Then with training as the repair, 1,500 images in all: down to half of the MACs at once, or in two steps of 71 % each ($0.71^2 \approx 0.5$), with half of the images after each.
 
 
 # %%
@@ -380,6 +363,48 @@ assert max(steps) < min(at_once)
 
 # %% [markdown]
 # Two steps are *worse* than one here: each has only half of the images to recover with. (The budget decides, as in lesson 05.)
+#
+# ## 6. The same share for every layer?
+#
+# Some layers can spare more. *Sensitivity*: prune half of one group only, count batch norm again, measure how many points are lost. Which group minds most?
+
+# %%
+groups = list(pruned.removed)
+drops = {}
+for name in groups:
+    one = p.prune_channels(network, image, ratio={name: 0.5})
+    drops[name] = percent(network) - percent(p.reestimate_batchnorm(one.model, unlabeled[:4]))
+order = sorted(groups, key=drops.get)
+for name in order:
+    print(f"{name:<22} ≈ {drops[name]:4.1f} points")
+assert drops[order[-1]] > drops[order[0]] + 3
+assert set(order[-3:]) == {"conv1.weight", "layer2.0.conv2.weight", "layer3.0.conv2.weight"}
+
+
+# %% [markdown]
+# The three groups that run through shortcuts (the last three lines) mind most: several layers write and read each of them. Now the most robust group gives three times the share of the most sensitive one, the others in between. The scale is searched by halving, so that half of the MACs are left, as above:
+
+
+# %%
+def by_sensitivity(scale):
+    """Robust groups give more, sensitive ones less."""
+    ratios = {name: min(0.9, scale * (1.5 - place / (len(order) - 1))) for place, name in enumerate(order)}
+    return p.prune_channels(network, image, ratio=ratios)
+
+
+# %%
+low, high = 0.05, 0.9
+for _ in range(10):  # as many MACs as above
+    middle = (low + high) / 2
+    low, high = (middle, high) if cost(by_sensitivity(middle).model)[1] > before[1] / 2 else (low, middle)
+sensitive = by_sensitivity(high)
+print(f"MACs {cost(sensitive.model)[1] / before[1]:.3f}, parameters {cost(sensitive.model)[0] / before[0]:.3f}")
+by_scan, same_share = percent(p.reconstruct(network, sensitive, unlabeled).model), table["reconstructed"]
+print(f"reconstructed: ≈ {by_scan:.1f} %; the same share for all ≈ {same_share['L2, by group']:.1f} %")
+assert by_scan > same_share["L2, by group"] and abs(by_scan - same_share["L2, over all"]) < 2
+
+# %% [markdown]
+# Better than the same share for all, and about what *L2, over all* reached above without a scan.
 #
 # ### Traps: the norm left behind, and the classes
 #
@@ -423,10 +448,22 @@ for layer in heads:
 print(f"perplexity ≈ {whole:.3f}; without one head it rises by")
 print("\n".join(f"{layer}: " + ", ".join(f"≈ {value:.2f}" for value in row) for layer, row in grid.iterrows()))
 same = p.assert_same_function(gpt, found, tokens)
-assert same.error < 1e-12 and grid.to_numpy().max() > 5 * grid.to_numpy().min()
+assert same.error < 1e-12 and grid.iloc[0].min() > grid.iloc[1:].to_numpy().sum()
 
 # %% [markdown]
-# A head of the first block is worth more than all others together; any head of the last one can go for almost nothing. A whole *block* can go too, since it only adds to what passes by. Its *influence* is how far it turns the vectors that pass, 0 for not at all (Men and others, 2024). *Look at:* whether it predicts the damage. Below: a share of all neurons and heads, in every block.
+# The sixteen heads as a map, on a logarithmic scale. *Look at:* the first row against the last.
+
+# %% tags=["slide"]
+fig, ax = plt.subplots(figsize=(5.5, 2.8))
+picture = ax.imshow(grid.to_numpy(), cmap="Blues", norm="log", aspect="auto")
+for (block, head), value in np.ndenumerate(grid.to_numpy()):
+    ax.text(head, block, f"{value:.2f}", ha="center", va="center", color="white" if value > 1 else "black")
+ax.set(xlabel="head", ylabel="block", xticks=range(4), yticks=range(4), title="Taken out alone")
+fig.colorbar(picture, label="rise of the perplexity")
+show(fig, alt="Heat map of four blocks and four heads: the first block's heads cost 5 to 26, all others less than 0.2")
+
+# %% [markdown]
+# Each head of the first block is worth more than all heads of the other blocks together; any head of the last one can go for almost nothing. A whole *block* can go too, since it only adds to what passes by. Its *influence* is how far it turns the vectors that pass, 0 for not at all (Men and others, 2024). *Look at:* whether it predicts the damage. Below: a share of all neurons and heads, in every block.
 
 # %%
 influence = p.block_influences(gpt, reading, "blocks")
@@ -502,11 +539,11 @@ assert gap < 1e-3
 # %% [markdown]
 # ## 10. Production: Torch-Pruning
 #
-# The best known tool for this is Torch-Pruning (Fang and others, 2023): rules for layer types on the graph of autograd, many scores, training by sparsity. On ordinary CNNs it does the same work as ours: in our benchmark (`benchmarks/results.md`) both leave equally many parameters, and which one is faster depends on the model. But on a vision transformer it cuts what layer norms take their statistics over, so that another function is left, and nothing in it checks. Ours tries out what it found.
+# The best known tool for this is Torch-Pruning (Fang and others, 2023): rules for layer types on the graph of autograd, many scores, training by sparsity. On ordinary CNNs it does the same work as ours: in our benchmark (`benchmarks/results.md`) both leave equally many parameters, and which one is faster depends on the model. But on a vision transformer it cuts what layer norms take their statistics over, so that another function is left, and nothing in it checks. Ours tries out what it found. (After an epoch of training, a public ResNet-20 at half its MACs is as good with the same scores, and more than a point better with rounds, repair and the teacher of lesson 08: `structured_finetuned` in the same file.)
 #
 # ## 11. The whole lesson in one table
 #
-# The test split, once. *Half* and *a quarter* are the MACs that are left; "and trained" is the reconstructed network after the small learning rate.
+# The test split, once. *Half* and *a quarter* are the MACs that are left; *half, and trained* is the reconstructed network after the small learning rate.
 
 # %%
 quarter = p.prune_to(network, image, target=0.25, scope="global")
@@ -514,7 +551,7 @@ finals = {
     "dense": network,
     "half, as it is": halves["L2, over all"].model,
     "half, reconstructed": repair,
-    "and trained": final_model,
+    "half, and trained": final_model,
     "in three rounds": rounds.model,
     "a quarter, reconstructed": p.reconstruct(network, quarter, unlabeled).model,
 }
@@ -538,14 +575,14 @@ ax = measure.plot_comparison(summary, "accuracy")
 ax.set(title="Smaller, and repaired")
 show(
     ax,
-    alt="Accuracy over file size: half the MACs as it is lies near zero, reconstructed and trained close to the dense one",
+    alt="Accuracy over file size: half the MACs as it is lies near zero, reconstructed and trained some points below the dense one",
 )
 
 # %% tags=["headline", "slide"]
 print(
-    f"half of the MACs, {100 * summary.loc['and trained', 'size_bytes'] / summary.loc['dense', 'size_bytes']:.0f} % of the bytes: as it is "
+    f"half of the MACs, {100 * summary.loc['half, and trained', 'size_bytes'] / summary.loc['dense', 'size_bytes']:.0f} % of the bytes: as it is "
     f"≈ {100 * summary.loc['half, as it is', 'accuracy']:.1f} %, reconstructed ≈ {100 * summary.loc['half, reconstructed', 'accuracy']:.1f} %, "
-    f"and trained ≈ {100 * summary.loc['and trained', 'accuracy']:.1f} % (dense ≈ {100 * summary.loc['dense', 'accuracy']:.1f} %)"
+    f"and trained ≈ {100 * summary.loc['half, and trained', 'accuracy']:.1f} % (dense ≈ {100 * summary.loc['dense', 'accuracy']:.1f} %)"
 )
 assert summary.loc["half, reconstructed", "accuracy"] > 0.78 > 0.2 > summary.loc["half, as it is", "accuracy"]
 

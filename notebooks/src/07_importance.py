@@ -31,7 +31,7 @@ from compresslab.workbench import checkpoints, data, models
 from compresslab.workbench.sweeps import sweep
 from compresslab.workbench.train import fit, jitter
 
-start(threads=1)
+_ = start(threads=1)
 
 # %% [markdown]
 # ## Three guesses, before anything is measured
@@ -73,7 +73,7 @@ assert oracle.increase.max() > 20 * oracle.increase.median()
 fig, ax = plt.subplots(figsize=(7, 3))
 ax.plot(oracle.increase[order], ".-")
 ax.axhline(0, color="black", lw=0.8)
-ax.set(xlabel="channels, from the most important on", ylabel="increase of the loss", yscale="symlog")
+ax.set(xlabel="channels, from the most important on", ylabel="increase of the loss", ylim=(-1e-2, 1))
 ax.set_yscale("symlog", linthresh=1e-3)
 ax.set_title("Few channels matter a lot, most hardly at all")
 show(fig, alt="A curve that falls steeply within the first ten channels, then slowly, and ends a little below zero")
@@ -133,9 +133,33 @@ assert oracle.spearman(taylor) > oracle.spearman(found["L1"]) + 0.2
 #
 # ## 4. Curvature, and two famous mistakes
 #
-# At the end of training the slopes are small, and the curvature decides: removing $w$ changes the loss by $\Delta L \approx \frac{1}{2} h\, w^2$, with $h$ the second derivative by this weight (LeCun, Denker and Solla, 1990). There are two ways to get at $h$ for all weights.
+# At the end of training the slopes are small, and the curvature decides: removing $w$ changes the loss by $\Delta L \approx \frac{1}{2} h\, w^2$, with $h$ the second derivative by this weight (LeCun, Denker and Solla, 1990). Two weights at the bottom of their valleys; *look at* the height of each curve at zero:
+
+# %% tags=["slide"]
+fig, ax = plt.subplots(figsize=(6, 2.6))
+line = torch.linspace(-0.1, 2.5, 100)
+for w, h, style in ((2.0, 0.1, "-"), (0.5, 4.0, "--")):
+    ax.plot(line, h * (line - w) ** 2 / 2, style, label=f"w = {w}, h = {h}")
+    ax.plot([w, 0], [0, h * w**2 / 2], "ok" if style == "-" else "sk")
+    print(f"w = {w}, h = {h}: without it the loss rises by ½ h w² = {h * w**2 / 2:.1f}")
+ax.axvline(0, color="black", lw=0.8)
+ax.set(xlabel="value of the weight", ylabel="rise of the loss", ylim=(-0.05, 0.8), title="Which one can go?")
+ax.legend()
+show(fig, alt="A wide valley with its bottom at 2 is 0.2 high at zero; a narrow one with its bottom at 0.5 is 0.5 high")
+
+# %% [markdown]
+# The larger weight can go. But how does one get $h$ for all weights? There are two ways, each with its famous mistake.
 #
-# **Fisher:** the mean of each *sample's* squared gradient, which comes near $h$ where a network fits its data. The package needs no loop over the samples; with a loop it is the same:
+# ### Fisher: square each sample's gradient
+#
+# The **Fisher** diagonal is the mean of each *sample's* squared gradient, which comes near $h$ where a network fits its data. Many programs square the gradient of a whole *batch* instead, and that is the mean over its samples. Say one weight has the gradients 3 and -1 in two samples:
+
+# %%
+g = torch.tensor([3.0, -1.0])
+print(f"mean of the squares: (9 + 1) / 2 = {g.square().mean():.0f};  square of the mean: 1² = {g.mean().square():.0f}")
+
+# %% [markdown]
+# The signs cancel before they are squared. The package squares first, and needs no loop over the samples for it; with a loop it is the same:
 
 # %%
 sample = [(x[i : i + 1], y[i : i + 1]) for x, y in images[:1] for i in range(128)]
@@ -152,7 +176,8 @@ assert gap < 1e-3
 
 
 # %% [markdown]
-# Many programs square the gradient of a whole *batch* instead, the mean over its samples. But the square of a mean is not the mean of the squares. How much does it matter? *Look at:* rank correlation and scale, as the batches grow, for our network and for an untrained one.
+# How much does the mistake matter? *Look at:* rank correlation and scale, as the batches grow, for our network and for an untrained one.
+
 
 # %%
 def everything(scores):
@@ -180,9 +205,29 @@ for label in ("trained", "untrained"):
     assert rows[label, 64][1] < 1 / 30
 
 # %% [markdown]
-# The larger the batch, the further from the Fisher information. The order suffers at first a little, then more; the scale is about one over the batch size: samples whose gradients point in opposite directions cancel before they are squared. Whoever only ranks weights of one network may get away with it; whoever adds it to a loss, or to another score, does not.
+# The larger the batch, the further from the Fisher information. The order suffers at first a little, then more; the scale is about one over the batch size. Whoever only ranks weights of one network may get away with it; whoever adds it to a loss, or to another score, does not.
 #
-# **Hessian diagonal:** the Hessian $H$ is the matrix of all second derivatives, and the $h$ are its diagonal. It is far too large to write down, but $H v$, its product with one vector, costs only a second backward pass. Hutchinson's estimate is $h \approx \text{mean of } v \odot (H v)$ over many vectors $v$ of random signs, with $\odot$ element by element: what comes from off the diagonal has a random sign, and averages out. A widespread program takes the gradient of the *sum* of the gradient instead, which is $H$ times a vector of ones: the sums of the rows, not the diagonal. On a network so small that the whole Hessian can be computed, 276 weights:
+# ### Hessian: multiply by random signs, twice
+#
+# The **Hessian** $H$ is the matrix of all second derivatives, and the $h$ are its diagonal. It is far too large to write down, but $H v$, its product with one vector, costs only a second backward pass: the gradient of $g \cdot v$. How does that give a diagonal? Take a loss of two weights whose $H$ has the rows (2, 1) and (1, 3), and two vectors of signs. By hand, $H$ times (1, 1) is (2 + 1, 1 + 3), and times (1, -1) it is (2 - 1, 1 - 3). Each entry is multiplied by its sign once more:
+
+# %%
+w, products = torch.tensor([0.5, -0.2], requires_grad=True), []
+value = w[0] ** 2 + w[0] * w[1] + 1.5 * w[1] ** 2
+(g,) = torch.autograd.grad(value, w, create_graph=True)
+for signs in ([1.0, 1.0], [1.0, -1.0]):
+    v = torch.tensor(signs)
+    (hv,) = torch.autograd.grad(g @ v, w, retain_graph=True)
+    products.append(v * hv)
+    print(f"v = {v.tolist()}: H v = {hv.tolist()}, times v again: {products[-1].tolist()}")
+mean = sum(products) / 2
+print("the mean of the two:", mean.tolist())
+assert mean.tolist() == [2, 3]
+
+# %% [markdown]
+# That is the diagonal: the 1 beside it was added once and subtracted once. **Hutchinson's estimate** is this mean, $h \approx \text{mean of } v \odot (H v)$ ($\odot$: element by element), over some vectors $v$ of random signs. The more there are, the better the rest cancels.
+#
+# And the mistake? A widespread program takes the gradient of the *sum* of the gradient. That is $H v$ for our first $v$ alone, 3 and 4: the sums of the rows, not the diagonal. Now a network so small that its whole Hessian can be computed, 276 weights:
 
 # %%
 torch_generator = torch.Generator().manual_seed(0)
@@ -217,7 +262,7 @@ for probes in (2, 10, 100, 1000):
 assert errors[1000] < errors[10] / 5
 
 # %% [markdown]
-# The error falls with the root of the number of probes, and the package reports it for every entry (`standard_error`). The row sums have little to do with the diagonal. One more sign that something is off: for the last layer taken by itself, under cross-entropy, they are exactly zero.
+# The error falls with the root of the number of probes, and the package reports it for every entry (`standard_error`). The row sums have little to do with the diagonal. For the last layer by itself, under cross-entropy, they are even exactly zero.
 #
 # ## 5. What the next layer sees
 #
@@ -237,7 +282,7 @@ for name, scores in activity.items():
 #
 # ### Trap: keep every activation, then take the mean
 #
-# A mean needs two numbers for each channel. Many programs append every activation to a list first. *Look at:* the most memory that is taken at one moment.
+# A mean needs two numbers for each channel. Many programs keep every activation first. *Look at:* the most memory that is taken at one moment.
 
 
 # %% tags=["trap"]
@@ -257,7 +302,7 @@ print(f"kept ≈ {stored / 1e6:.0f} MB for 384 small images, running sums ≈ {s
 assert stored > 3 * streamed
 
 # %% [markdown]
-# What is kept grows with the number of images, the sums do not.
+# The sums do not grow with the number of images.
 #
 # ## 6. All of them, in one table
 #
@@ -325,7 +370,10 @@ for ax, name in zip(axes, ("L1", "Taylor 2019", "Fisher"), strict=True):
     ax.set(xscale="log", yscale="log", xlabel=f"score: {name}", title=f"rank correlation {table.loc[name, 'rank']:.2f}")
     ax.minorticks_off()
 axes[0].set(ylabel="increase of the loss")
-show(fig, alt="Three scatter plots against the oracle: a shapeless cloud for L1, rising clouds for Taylor and Fisher")
+show(
+    fig,
+    alt="Three scatter plots against the oracle: for L1 clouds apart from each other, further right but no higher; for Taylor and Fisher clouds that rise",
+)
 
 # %% [markdown]
 # What does the table say?
@@ -421,7 +469,7 @@ fisher = lambda model: imp.fisher_scores(model, images, loss)  # noqa: E731
 asked = {rounds: in_rounds(fisher, 0.7, rounds) for rounds in (1, 5, 10)}
 for rounds, (model, masks) in asked.items():
     least = min(mask.float().mean().item() for mask in masks.values())
-    print(f"Fisher, 70 %, {rounds:>2} rounds: ≈ {percent(model):.1f} %; the emptiest layer keeps ≈ {least:.1%}")
+    print(f"Fisher, 70 %, rounds: {rounds:>2}: ≈ {percent(model):.1f} %; the emptiest layer keeps ≈ {least:.1%}")
 print(f"magnitude, 70 %: ≈ {curves['magnitude'][2]:.1f} % (rounds change nothing: its scores stay the same)")
 assert percent(asked[10][0]) > max(curves["magnitude"][2], percent(asked[1][0])) + 15
 
@@ -430,7 +478,7 @@ assert percent(asked[10][0]) > max(curves["magnitude"][2], percent(asked[1][0]))
 #
 # ### Trap: one outlier rules the mix
 #
-# Many programs scale each score to 0..1 by minimum and maximum and add them. One enormous value, and that score has no say any more: all its others are pressed to zero. Ranks do not care. They must be taken over the *whole* network: a rank within each layer forgets which layers matter.
+# Many programs scale each score to 0..1 by minimum and maximum and add them. One enormous value presses all others of that score to zero. Ranks do not care. They must be taken over the *whole* network: a rank within each layer forgets which layers matter.
 #
 # We mix a good score, the magnitude, with pure noise, and remove 30 % of the weights. Then one magnitude is made 1,000 times larger.
 
@@ -482,6 +530,7 @@ assert (sums / sums[0] - 1).abs().max() < 1e-6
 
 # %% [markdown]
 # Now each method keeps 5 % of the weights of an untrained network, which is then trained for a short time (three seeds, as in lesson 05's lottery). *Random* keeps the same share of each layer; SynFlow prunes in many small rounds, the others at once. *Look at:* the last column too.
+
 
 # %%
 def at_start(method, model, seed):
@@ -565,7 +614,7 @@ print(f"dense ≈ {perplexity(gpt):.2f};", ", ".join(f"{name} ≈ {value:.2f}" f
 assert ppl["Fisher, ½ F w²"] < ppl["magnitude"]
 
 # %% [markdown]
-# Here Fisher wins clearly, for channels and for weights, also where it lost to magnitude on the ResNet: half of the weights at once. (Taylor squares the slope of a *batch*, and there were only two batches; it wants many small ones.) Why the two networks differ, this experiment does not say. The conclusion of a table belongs to its model.
+# Here Fisher wins clearly, also where it lost to magnitude on the ResNet: half of the weights at once. (Taylor squares the slope of a *batch*, and there were only two batches; it wants many small ones.) Why the two networks differ, this experiment does not say. The conclusion of a table belongs to its model.
 #
 # ## 11. Does it still matter after training?
 #
@@ -592,14 +641,15 @@ assert min(after["Fisher, 10 rounds"]) > max(after["Fisher at once"]) + 10
 # %% [markdown]
 # Training levels most of what scores differ in, but it cannot refill an emptied layer. What the rounds won without training has almost gone again: magnitude, the score that costs nothing, is level with it. So, here: scores from the loss, in rounds, when you cannot train; magnitude when you can.
 #
-# The test split, once, for the first seed of each, with the smallest file that lesson 05's formats or gzip give:
+# The test split, once, for the first seed of each, with the smallest file that lesson 05's formats give, without gzip:
 
 # %%
 rows = []
 answers = {name: measure.predict(model, splits.test.batches()) for name, model in models_of.items()}
 for name, answer in answers.items():
     share = measure.accuracy(answer)
-    rows.append([min(p.sizes(models_of[name].state_dict()).values()), share.value, share.low, share.high])
+    sizes = {kind: size for kind, size in p.sizes(models_of[name].state_dict()).items() if kind != "gzip"}
+    rows.append([min(sizes.values()), share.value, share.low, share.high])
     print(f"{name:<22} ≈ {rows[-1][0]:,} bytes   ≈ {100 * share.value:.1f} %")
 summary = pd.DataFrame(rows, index=list(answers), columns=["size_bytes", "accuracy", "accuracy_low", "accuracy_high"])
 
@@ -614,7 +664,7 @@ show(
 # %% tags=["headline", "slide"]
 print(
     f"rank correlation with the oracle: L1 ≈ {table.loc['L1', 'rank']:.2f}, Taylor ≈ {table.loc['Taylor 2019', 'rank']:.2f}, "
-    f"Fisher ≈ {table.loc['Fisher', 'rank']:.2f}; 20 % of the channels gone, untrained: L1 ≈ {removed.loc['L1', '20%']:.1f} %, "
+    f"Fisher ≈ {table.loc['Fisher', 'rank']:.2f}; 20 % of the channels gone, without training: L1 ≈ {removed.loc['L1', '20%']:.1f} %, "
     f"Fisher ≈ {removed.loc['Fisher', '20%']:.1f} %"
 )
 

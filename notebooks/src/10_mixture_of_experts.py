@@ -37,7 +37,7 @@ from compresslab.workbench import checkpoints, data, models
 from compresslab.workbench.text import TextSplit
 from compresslab.workbench.train import fit
 
-start(threads=1)
+_ = start(threads=1)
 
 # %% [markdown]
 # ## Three guesses, before anything is measured
@@ -260,7 +260,33 @@ print(f"config says {best.model.config['experts']} experts; a fresh model of it,
 #
 # ## 5. Three more ways to have less
 #
-# **Merging.** Instead of throwing an expert away, average it into the one that the router treats most like it (MC-SMoE, Li and others, 2024). The order of neurons inside an expert is arbitrary, so they are matched first; without that it is a mean of unrelated things.
+# Dropping is one way to lose a quarter of the experts' weights. Here it stands beside three others, with four small experts of 8 neurons each. *Look at:* what is left in the file. (Hatched: the mean of experts 2 and 3. White: in the file, but not at work for this token; dashed is its second expert, skipped.)
+
+# %%
+toy = torch.tensor([0.4, 0.3, 0.2, 0.1])  # how much each expert adds
+left = {"dropped": [8, 8, 8, 0], "merged": [8, 8, 8, 0], "thinner": kept_neurons(toy, 8, ratio=0.25).tolist()}
+left["skipping"] = [8, 8, 8, 8]
+for name, sizes in left.items():
+    print(f"{name:<9} neurons {sizes}, {sum(sizes)} of 32 in the file")
+
+# %% tags=["slide"]
+fig, axes = plt.subplots(1, 4, figsize=(8, 2.4), sharey=True)
+for ax, (name, sizes) in zip(axes, left.items(), strict=True):
+    ax.bar(range(4), sizes, edgecolor="black")
+    ax.set(title=name, xlabel="expert", xticks=range(4), ylim=(0, 8.5))
+axes[0].set(ylabel="neurons")
+axes[1].patches[2].set_hatch("//")
+plt.setp(axes[3].patches[1:], facecolor="white")
+axes[3].patches[2].set_linestyle("--")
+show(
+    fig,
+    alt="Four experts as bars: one bar gone, one gone and one hatched, all shrunk by unequal parts, all there but white",
+)
+
+# %% [markdown]
+# ### Merging: two become one
+#
+# Instead of throwing an expert away, average it into the one that the router treats most like it (MC-SMoE, Li and others, 2024). The order of neurons inside an expert is arbitrary, so they are matched first; without that it is a mean of unrelated things.
 
 # %%
 both_sums = scores["usage x contribution"]
@@ -289,7 +315,9 @@ for one, two, other in zip(*three.values(), strict=True):
 # %% [markdown]
 # All three rows choose by contribution times usage. Matching helps, but merging does not beat dropping here: the mean of two experts is neither of them, and the router can no longer choose between the two. REAP reports the same for large models.
 #
-# **Thinner experts.** Neurons go inside experts, more where an expert does little: those whose weights, in and out, have the smallest norms. `kept_neurons` says how many stay. It hands out places one by one, like the seats of a parliament, so the total is exact. First on numbers to check by hand, then on the model.
+# ### Thinner experts: all stay, some with fewer neurons
+#
+# Inside each expert the neurons go whose weights, in and out, have the smallest norms; more of them where an expert does little. `kept_neurons` says how many stay. It hands out places one by one, like the seats of a parliament, so the total is exact. First on numbers to check by hand, then on the model.
 
 # %%
 print("4 experts, 8 neurons each, half goes; shares .4 .3 .2 .1:", end=" ")
@@ -312,7 +340,9 @@ assert max(neurons["by usage x contribution"]) < min(*neurons["by usage"], *neur
 # %% [markdown]
 # "More where little used" does harm if used means usage, and is worth it if used means what an expert adds.
 #
-# **Skipping.** Nothing leaves the file. But a token whose second gate is far below its first can go through the first alone (Lu and others, 2024). The threshold is relative to the token's own largest gate, and comes from a quantile of the statistics. *Look at:* how far we can go. (The dashed line is the whole model; mind that the axis does not start at zero.)
+# ### Skipping: the second expert only where it counts
+#
+# Nothing leaves the file. But a token whose second gate is far below its first can go through the first alone (Lu and others, 2024). The threshold is relative to the token's own largest gate, and comes from a quantile of the statistics. *Look at:* how far we can go. (The dashed line is the whole model; mind that the axis does not start at zero.)
 
 # %%
 curve = []

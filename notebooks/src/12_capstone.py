@@ -14,6 +14,8 @@
 # Eleven lessons made networks smaller in one way each. Here all of them work on the same one, for somebody who only sees the sum.
 
 # %% tags=["setup"]
+import copy
+import dataclasses
 import itertools
 import lzma
 import tempfile
@@ -22,6 +24,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 
 from compresslab import distillation as d
@@ -34,12 +37,13 @@ from compresslab.course import check, quiz, reveal, show, start
 from compresslab.course.advisor import advise, advisor
 from compresslab.course.calculator import calculate, calculator
 from compresslab.measure.page import software
-from compresslab.workbench import checkpoints, data, models
+from compresslab.workbench import checkpoints, data, glyphs, models
+from compresslab.workbench.files import load_tensors, save_tensors
 from compresslab.workbench.pipeline import Step, run_steps
 from compresslab.workbench.sweeps import sweep
 from compresslab.workbench.train import fit, jitter
 
-start(threads=1)
+_ = start(threads=1)
 
 # %% [markdown]
 # ## Three guesses, before anything is measured
@@ -54,7 +58,7 @@ guess_front = None  # of 40 candidates, how many does no other one beat in both 
 #
 # *"It reads letters from a camera, on one core. Today's file is too large for our update channel: 20 times smaller, please. It should answer 32 pictures in a fifth of the time. And nobody may notice: one point of accuracy at most."*
 #
-# Three numbers: bytes, milliseconds, points. Each needs a rule for how it is measured, written down **now**: bytes of the file that is sent; the time for 32 images in ONNX Runtime on one thread, in turns with the original (the 10th percentile: on a computer that does other things as well, the median measures those, too); points on the test split, which stays closed until the end. All choices are made on validation.
+# Three numbers: bytes, milliseconds, points. Each needs a rule for how it is measured, written down **now**: bytes of the file that is sent; the time for 32 images in ONNX Runtime on one thread, in turns with the original (the 10th percentile: on a computer that does other things as well, the median measures those, too); points on test images, which stay closed until the end. All choices are made on validation.
 
 # %%
 DATA = "glyphs"  # or "cifar10": nothing else has to be changed
@@ -118,7 +122,7 @@ for name, part in blocks.items():
 #
 # ### Trap: every layer in 8 bits
 #
-# The network in integers, as in lesson 11; and once more with its very first layer left in floats. *Look at:* which is faster.
+# The network in integers, as in lesson 11; once more with its very first layer left in floats; and once without stage 1, whose two blocks keep shape and size of what they get, so that the network runs without them (and is useless). *Look at:* which is faster.
 
 
 # %% tags=["trap"]
@@ -130,15 +134,20 @@ def integers(model, name, **options):
 
 _, every = integers(network, "every")
 _, stem_in_floats = integers(network, "stem", skip=["conv1"])
+shorter = copy.deepcopy(network)
+shorter.layer1 = nn.Identity()
+_, no_first_stage = integers(shorter, "shorter", skip=["conv1"])
 
 # %% tags=["nbval-ignore-output"]
-runs = {"FP32": fp32, "all layers INT8": every, "first layer FP32": stem_in_floats}
+runs = {"FP32": fp32, "all layers INT8": every, "first layer FP32": stem_in_floats, "no stage 1": no_first_stage}
 timed = measure.compare_latency(runs, (images[:32],), reference="FP32", rounds=20, min_time_s=0.05)
 for name, one in timed.latency.items():
     print(f"{name:<16} {1e3 * one.p10_s:.2f} ms, {timed.latency['FP32'].p10_s / one.p10_s:.1f} times as fast")
 
 # %% [markdown]
 # The first layer has one input channel. An integer kernel that wants to multiply rows of bytes finds rows of length nine; the float kernel has a special case for it. So all 8 bits were slower than all but one. Remember lesson 11: count the operators, then *time* them.
+#
+# And stage 1, with 5 % of the weights and 36 % of the MACs, takes nearly half of the integer time: it has 16 channels, and the kernels are made for more. Narrower layers do not help there, since they compute 16 at a time anyway. Fewer *layers* do.
 #
 # ## 3. The pipeline
 #
@@ -160,32 +169,57 @@ def figures(model):
 
 
 # %% [markdown]
-# **Cut.** The second block of stages 2 and 3 goes, and some inner channels of what is left there, in multiples of 16, because the kernels compute 16 at a time. (In a trial, 12 channels took the integer kernel longer than 16.) Least squares makes up for a part (lesson 06).
+# **Cut.** All of stage 1 goes, the second block of stage 3, and half of the inner channels of the first (a multiple of 16). What stage 1 did, the stages behind it have to learn.
 
 
 # %%
 def cut(model):
-    for stage in ("layer2", "layer3"):
-        model = p.remove_blocks(model, stage, [1])
-    inner = {"layer2.0.conv1": 0.5, "layer3.0.conv1": 0.25}  # shares that go: 16 of 32 channels stay, and 48 of 64
-    smaller = p.prune_channels(model, pair, ratio=inner, round_to=16)
-    return p.reconstruct(model, smaller, splits.train.take(500).batches(250)).model.eval()
+    shorter = p.remove_blocks(model, "layer3", range(1, len(model.layer3)))
+    shorter.layer1 = nn.Identity()
+    return p.prune_channels(shorter, pair, ratio={"layer3.0.conv1": 0.5}, round_to=16).model.eval()
 
 
 # %% [markdown]
-# **Distil.** The original teaches (lesson 08). The teacher runs in ONNX Runtime, where it is several times faster than in PyTorch, and a teacher needs no gradient: lesson 11 pays for itself.
-#
+# **Distil.** The original teaches (lesson 08), in ONNX Runtime, where it is several times faster than in PyTorch, and a teacher needs no gradient: lesson 11 pays for itself. It also needs no labels: a camera delivers pictures for nothing, and only labels cost money. Ours are drawn while they are needed. (Other data sets have what they have, and go through it again and again.)
+
+
+# %%
+@dataclasses.dataclass
+class Drawn:
+    """Batches of new glyphs, of which no label is used."""
+
+    count: int
+    seed: int
+
+    def __len__(self):
+        return self.count // 64
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed)
+        for new in (glyphs.render(6400, generator=generator) for _ in range(self.count // 6400)):
+            some = dataclasses.replace(splits.train, images=new.images, labels=new.labels, groups=new.groups)
+            yield from some.batches(64)
+
+
+# %%
+def distil(model, images, epochs=1, lr=1e-2, seed=0, **teaching):
+    options = {"epochs": epochs, "batch_size": 64, "lr": lr, "weight_decay": 0.0, "augment": jitter, "seed": seed}
+    return fit(model, images, loss_fn=d.Distillation(fp32, **teaching), **options).model
+
+
+def without_labels(model, count, seed, lr=2e-2):
+    glyphs_or_again = Drawn(count, seed) if DATA == "glyphs" else splits.train
+    epochs = 1 if DATA == "glyphs" else -(-count // len(splits.train))
+    return distil(model, glyphs_or_again, epochs, lr, soft_weight=1.0, temperature=2.0)
+
+
+# %% [markdown]
 # **4 bits.** Rounding with training (lesson 03), one scale for each output channel. Grids that end at each channel's largest weight and plain straight-through rounding, because the next step will lay the same grids. The first and the last layer get 4 bits as well; the accuracy will say whether they bear it. The result is an ordinary network whose weights lie on grids of 15 levels.
 #
 # **Integers.** The static network of section 2. It finds the same grids again, so it stores the same 4-bit levels. Activations get 8 bits.
 
 
 # %%
-def distil(model, count=16_000, epochs=8, lr=1e-2, seed=0):
-    options = {"epochs": epochs, "batch_size": 64, "lr": lr, "weight_decay": 0.0, "augment": jitter, "seed": seed}
-    return fit(model, splits.train.take(count), loss_fn=d.Distillation(fp32), **options).model
-
-
 def with_rounding(model, bits):
     return q.prepare_qat(
         model, weight_bits=bits, activation_bits=None, method="ste", first_last_bits=None, fold=False
@@ -203,7 +237,12 @@ def rounded(model):
 
 # %%
 def four_bits(model):
-    return rounded(distil(with_rounding(model, 4), epochs=2, lr=3e-3))
+    return rounded(without_labels(with_rounding(model, 4), 32_000, seed=2, lr=3e-3))
+
+
+def three_bits(model):
+    """The tempting one: another bit less, and no training."""
+    return rounded(with_rounding(model, 3))
 
 
 def to_integers(model):
@@ -211,40 +250,70 @@ def to_integers(model):
     return q.quantize_static(model, batches, weight_bits=4, refine=False, skip=["conv1"])
 
 
-def shorter_start(model):
-    """The tempting one: stage 1 takes most of the time, so let one of its two blocks go, and train a little."""
-    return distil(p.remove_blocks(model, "layer1", [1]).eval(), count=2000, epochs=1)
-
-
 # %% [markdown]
-# The floor is one point below the original. `cut` alone is far below it, and that is planned: it is judged together with the training that follows (`judged=False`).
+# The floor is one point below the original. `cut` alone is far below it, and that is planned: it is judged together with the training that follows (`judged=False`). A first try, with seconds of training:
 
 # %%
-steps = {"cut": Step(cut, judged=False), "distil": distil, "stage 1 shorter": shorter_start}
-steps |= {"4 bits": four_bits, "integers": to_integers}
 floor = {"accuracy": percent(network) - BUDGET["points"]}
+first_try = {"cut": Step(cut, judged=False), "distil": lambda model: without_labels(model, 32_000, seed=1)}
+tried = run_steps(network, first_try, figures, floor=floor)
+
+
+# %%
+def tell(records):
+    for record in records:
+        got = record.figures
+        line = f"{record.step:<8} ≈ {got['bytes']:>7,} bytes   ≈ {got['ms']:.2f} ms   ≈ {got['accuracy']:.1f} %"
+        print(line + ("" if record.kept else "   undone"))
+
+
+tell(tried.records)
+assert holds(not any(record.kept for record in tried.records[1:]))
+
+# %% [markdown]
+# Below the floor, so both steps were undone. Was the cut too bold? Or are 32,000 pictures too few to learn two missing blocks from? "A good teacher is patient" (Beyer and others, 2022; lesson 08). So: the same cell, the same options, 16 times as many pictures. That takes about three minutes on one core, and so the course has the result in a file, which this cell wrote. Say `AGAIN = True`, and it does so again.
+
+# %%
+AGAIN = False
+student_file = checkpoints.folder() / "lesson12" / "student.safetensors"
+
+
+def patiently(model):
+    if DATA == "glyphs" and not AGAIN:
+        student = copy.deepcopy(model)
+        student.load_state_dict(load_tensors(student_file)[0])
+        return student
+    student = without_labels(model, 512_000, seed=1)
+    if DATA == "glyphs":
+        save_tensors(student_file, student.state_dict(), {"made by": "lesson 12, AGAIN = True"})
+    return student
+
+
+# %%
+steps = {"cut": Step(cut, judged=False), "distil": patiently, "3 bits": three_bits}
+steps |= {"4 bits": four_bits, "integers": to_integers}
 run = run_steps(network, steps, figures, floor=floor, folder=folder / "steps")
 
 # %% tags=["slide"]
-for record in run.records:
-    got = record.figures
-    line = f"{record.step:<16} ≈ {got['bytes']:>7,} bytes   ≈ {got['ms']:.2f} ms   ≈ {got['accuracy']:.1f} %"
-    print(line + ("" if record.kept else "   undone"))
+tell(run.records)
 first, last = run.records[0].figures, run.records[-1].figures
 reveal(guess_smaller, first["bytes"] / last["bytes"], what="times smaller, with at most a point lost on validation")
-assert holds([record.step for record in run.records if not record.kept] == ["stage 1 shorter"])
+assert holds([record.step for record in run.records if not record.kept] == ["3 bits"])
 assert holds(first["bytes"] / last["bytes"] > BUDGET["smaller"])
+cut_bytes = run.records[1].figures["bytes"]
+assert holds(2 * first["bytes"] / cut_bytes < cut_bytes / last["bytes"])
+assert holds(run.records[2].figures["accuracy"] > tried.records[2].figures["accuracy"] + 1)
 
 # %% [markdown]
-# The tempting step broke the floor, was undone, and the next one went on from the last good model. (It had little training, 2,000 images once. Did it have a fair chance? With more it would cost less; how much less, you can try.) Does the pipeline resume? The same call again. *Look at:* what was read from the folder.
+# Same cut, more pictures, and the floor holds: it was not the cut. The tempting step (3 bits, no training) broke the floor, was undone, and the next one went on from the last good model. Does the pipeline resume? The same call again. *Look at:* what was read from the folder.
 
 # %%
 again = run_steps(network, steps, figures, floor=floor, folder=folder / "steps")
 for before, after in zip(run.records, again.records, strict=True):
-    print(f"{after.step:<16} {'read from the folder' if after.stored else 'run again' if after.seconds else 'given'}")
+    print(f"{after.step:<8} {'read from the folder' if after.stored else 'run again' if after.seconds else 'given'}")
 same = [one.figures["accuracy"] == two.figures["accuracy"] for one, two in zip(run.records, again.records, strict=True)]
 print("the same accuracies:", all(same))
-assert all(same) and {one.step for one in again.records if one.stored} == {"distil", "4 bits"}
+assert all(same) and {one.step for one in again.records if one.stored} == {"distil", "3 bits", "4 bits"}
 
 # %% tags=["nbval-ignore-output"]
 spent = [sum(one.seconds for one in found.records if not one.stored) for found in (run, again)]
@@ -270,17 +339,20 @@ for name, size in (("coded", coded.nbytes), ("ONNX", onnx_file.stat().st_size), 
 assert exact and holds(original / coded.nbytes > 20 and original / packed > 18)
 
 # %% [markdown]
-# The ONNX file stores a 4-bit level in a byte, since the integer kernels for convolutions want bytes. So in *memory* it is less of a saving than on the wire. Now the test split, with the runtime's own answers:
+# The ONNX file stores a 4-bit level in a byte, since the integer kernels for convolutions want bytes. So in *memory* it is less of a saving than on the wire. Now the test, with the runtime's own answers.
+#
+# On which images? A confession: this lesson has had an earlier version, and while it was written the test split of the course was looked at three times; after the second time the network was changed. Such a split is a second validation split. So the judges are 10,000 new glyphs, of a seed that nothing else uses, drawn when everything above was fixed.
 
 # %%
 shipped = e.OnnxModule(onnx_file)
-answers = {name: measure.predict(one, splits.test.batches()) for name, one in (("FP32", fp32), ("shipped", shipped))}
+judges = data.load("glyphs", train=62, val=62, test=10_000, seed=2027).test if DATA == "glyphs" else splits.test
+answers = {name: measure.predict(one, judges.batches()) for name, one in (("FP32", fp32), ("shipped", shipped))}
 change = measure.paired_bootstrap(answers["FP32"].correct.double(), answers["shipped"].correct.double()).difference
 low, points, high = (100 * value for value in (change.low, change.value, change.high))
 share = {name: 100 * measure.accuracy(found).value for name, found in answers.items()}
 print(f"test: FP32 ≈ {share['FP32']:.2f} %, shipped ≈ {share['shipped']:.2f} %: ≈ {points:+.2f} points")
 print(f"95 % interval: ≈ {low:+.2f} to ≈ {high:+.2f}; on validation ≈ {last['accuracy'] - first['accuracy']:+.2f}")
-assert holds(-3 < points < 0)
+assert holds(-BUDGET["points"] < points < 0)
 
 # %% tags=["nbval-ignore-output"]
 timed = measure.compare_latency({"FP32": fp32, "shipped": shipped}, (images[:32],), rounds=40, min_time_s=0.05)
@@ -291,13 +363,11 @@ print(
 )
 
 # %% [markdown]
-# One of three is met: the file. **Points**: on validation the loss was a fraction of a point, on the test split it is more than the one that was allowed. All choices (what to cut, the learning rate, when to stop) were made on validation, and what was chosen looks better there than it is; besides, the 2,000 images of validation are few. It is tempting to change something now and look again. But then the test split would be a second validation split, and the promise would be worth nothing.
+# All three are met: bytes, milliseconds, points. The interval says how sure that is: 10,000 images cannot quite exclude that the loss is a little more than the point that was asked. (One seed: this is a delivery, not a comparison. And the time is this computer's; another has other kernels.)
 #
-# (All of this is one seed: a delivery, not a comparison. And the split, we must confess, has become a second validation split already, a little: while this lesson was written the split was seen three times, and after the second time the network was made wider. So even our loss is a little too kind.)
+# The earlier version had the same tools and missed two of three. It kept stage 1, because cutting it cost too much; it trained for a minute, and took what cost little after a minute. What changed was the order of the questions. First: which *structure* is fast enough in the runtime? That can be timed before anything is trained, since time does not depend on the values. Then: how much teaching does it need? Pictures without labels were there all the time.
 #
-# **Time**: it is not 5 times faster. Why? Stage 1, where the picture is largest, takes most of the time that is left: the undone step took one of its two blocks out, and a third of the time was gone. Narrower layers do not help there, since the kernels compute 16 channels anyway. Only fewer *layers* do.
-#
-# So with this network and this much training, we did not get time and points together: in our trials each step towards 5 cost about a point or two, on validation already. Both misses go into the report as they are. A customer can decide between two honest offers; nobody can decide on a softened one.
+# Is that fair to the original? It learned from 16,000 labelled images; taught as patiently, it might become better itself. The customer asked for the same answers in a smaller file, and has them.
 #
 # ## 5. What each step gave, and what it cost
 
@@ -314,25 +384,35 @@ show(
 )
 
 # %% [markdown]
-# (Blue is less than before, orange more, hatched was undone; the number is what is left after the step.) Read it column by column. *Cut* gives the larger part of the bytes and of the time, and costs all of the accuracy. *Distil* gives neither a byte nor a millisecond, and everything else would be worthless without it. *4 bits* saves bytes, because the coder finds few different values in each channel, and no time: they are still floats. *Integers* collects the time and the rest of the bytes, for a fraction of a point. A step must not be judged by its own bar. That is what the floor after a *group* of steps is for.
+# (Blue is less than before, orange more, hatched was undone; the number is what is left after the step.) Read it column by column. *Cut* gives the larger part of the bytes and of the time, and costs all of the accuracy. *Distil* gives neither a byte nor a millisecond, and everything else would be worthless without it. *4 bits* saves bytes, because the coder finds few different values in each channel, and no time: they are still floats. *Integers* halves the time that is left and takes the rest of the bytes, at no cost that validation can see. A step must not be judged by its own bar. That is what the floor after a *group* of steps is for.
 #
 # And mind what bars hide: they add, but factors multiply. In bytes the first bar is the tallest by far, and yet the factor of the cut is less than half of that of the two steps with bits, which start from what it left.
 #
 # ## 6. Does the order matter?
 #
-# Six orders of **P**runing, **D**istilling and **Q**uantizing. The cost is equal: 2,000 images once, in one D; P leaves half of the MACs; Q puts weights on 3 bits, few enough to hurt. After a Q every training keeps the grid: it rounds in each step, and moves the floats *beneath* (lesson 03). A cut takes the weights as they are: where rounding came before it, the floats beneath are gone. The rest is the same. In the figure, squares are the orders that cut before they train.
+# Six orders of **P**runing, **D**istilling and **Q**uantizing. The cost is equal: 2,000 images once, in one D; P leaves half of the MACs; Q puts weights on 3 bits, few enough to hurt. After a Q every training keeps the grid: it rounds in each step, and moves the floats *beneath* (lesson 03). A cut takes the weights as they are: where rounding came before it, the floats beneath are gone. What are they worth? One weight, on a grid with steps of 0.25, which the training wants to move up:
+
+# %%
+for what, beneath in (("kept", 0.37), ("gone", 0.25)):
+    steps_taken = 0
+    while round(beneath / 0.25) * 0.25 == 0.25:
+        beneath, steps_taken = beneath + 0.01, steps_taken + 1
+    print(f"what lay beneath is {what}: 0.25 becomes 0.5 after {steps_taken} steps of 0.01")
+
+# %% [markdown]
+# Now the six orders, three seeds each. In the figure, squares are those that cut before they train.
 
 
 # %%
-def one_order(job):
-    """Accuracy on validation after the three steps in the order of the letters."""
+def one_order(job):  # accuracy on validation after the three steps in the order of the letters
     (order, seed), model, grid = job, network, False
     for letter in order:
         if letter == "P":
             model = p.prune_to(rounded(model), pair, target=0.5, scope="global").model
         elif letter == "D":
-            beneath = any(parametrize.is_parametrized(part) for part in model.modules())
-            model = distil(with_rounding(model, 3) if grid and not beneath else model, count=2000, epochs=1, seed=seed)
+            held = any(map(parametrize.is_parametrized, model.modules()))
+            model = with_rounding(model, 3) if grid and not held else model
+            model = distil(model, splits.train.take(2000), seed=seed)
         else:
             model, grid = with_rounding(model, 3), True
     return percent(rounded(model).eval())
@@ -351,15 +431,13 @@ for order in reversed(ranked):
 # %% tags=["slide"]
 fig, ax = plt.subplots(figsize=(6.5, 2.8))
 for place, order in enumerate(ranked):
-    ax.plot(
-        by_order[order], [place] * len(by_order[order]), "os"[order.index("P") < order.index("D")], mfc="none", ms=8
-    )
-ax.set(yticks=range(6), yticklabels=ranked, xlabel="accuracy on validation, %", title="Six orders")
-ax.grid(alpha=0.3)
-show(
-    fig,
-    alt="The three orders with P before D lie far to the right, squares; the three that cut after training lie near zero",
-)
+    marker = "os"[order.index("P") < order.index("D")]
+    ax.plot(by_order[order], [place] * 3, marker, mfc="none", ms=8)
+ax.plot([], [], "ks", mfc="none", label="the cut before the training")
+ax.plot([], [], "ko", mfc="none", label="the cut after it")
+ax.set(yticks=range(6), yticklabels=ranked, xlabel="accuracy on validation, %", ylabel="order", title="Six orders")
+ax.legend(fontsize=8)
+show(fig, alt="The three orders that cut before they train, squares, lie far to the right; the others near zero")
 
 # %%
 means = {order: sum(values) / len(values) for order, values in by_order.items()}
@@ -386,7 +464,7 @@ def candidates(job):
     """Four rows: one network, with its weights rounded to four widths."""
     target, count = job
     small = network if target == 1 else p.prune_to(network, pair, target=target, scope="global").model
-    small = distil(small, count=count, epochs=1) if count else small
+    small = distil(small, splits.train.take(count)) if count else small
     rows = []
     for bits in (8, 5, 4, 3):
         made = q.quantize_weights(small, bits=bits, method="mse")
@@ -410,6 +488,8 @@ ax = measure.plot_pareto(table, "bytes", "accuracy", kind="kind")
 ax.plot([last["bytes"]], [last["accuracy"]], "k*", ms=13, label="our pipeline")
 ax.set(title="Forty candidates, and our pipeline", ylabel="accuracy, %")
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+ax.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}")
+ax.set_xlabel("kB")
 show(ax, alt="The front rises from the left to 80 kB and flattens; the star of the pipeline lies far up and left of it")
 
 # %%
@@ -678,15 +758,16 @@ quiz("12")
 #
 # - Write the rules of measurement down before the first step. Bytes of what is sent, time in the runtime, points on a test split that is opened once.
 # - Bytes and milliseconds lie in different layers. Look before you cut, and cut in multiples that the kernels like.
-# - Steps that do harm are judged together with their repair; what still breaks the floor is undone.
+# - Steps that do harm are judged together with their repair; what still breaks the floor is undone. Then ask whether the cut was too bold or the repair too short.
 # - In which order? Structure first, then training with the bits in it: whatever cuts or rounds must have training after it.
-# - Structure and bits multiply, and a teacher makes both bearable. Here that was enough for the bytes, not for time and points together, and the report says so.
+# - Structure and bits multiply, and a teacher with enough pictures makes both bearable. Time the structure before you train it; then be patient.
 #
 # ## Sources
 #
 # - Han, Mao and Dally, *Deep compression*, 2016, arXiv:1510.00149
 # - Polino and others, *Model compression via distillation and quantization*, 2018, arXiv:1802.05668
 # - Kim and others, *PQK: model compression via pruning, quantization, and knowledge distillation*, 2021, arXiv:2106.14681
+# - Beyer and others, *Knowledge distillation: a good teacher is patient and consistent*, 2022, arXiv:2106.05237
 # - Sun and others, *MobileBERT*, 2020, arXiv:2004.02984; Sanh and others, *DistilBERT*, 2019, arXiv:1910.01108
 # - Tan and Le, *EfficientNet*, 2019, arXiv:1905.11946; Lin and others, *AWQ*, 2024, arXiv:2306.00978; Frantar and others, *GPTQ*, 2023, arXiv:2210.17323
 #

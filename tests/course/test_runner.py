@@ -71,6 +71,22 @@ def test_run_notebook_measures_and_finds_the_headline(built):
     assert 0 < run.seconds < 120
 
 
+def notebook(folder, name, *cells):
+    path = folder / f"{name}.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), path)
+    return path
+
+
+def test_a_kernel_that_dies_is_a_line_of_the_table_and_the_rest_still_runs(tmp_path, capsys):
+    paths = [notebook(tmp_path, "01_gone", "import os; os._exit(1)"), notebook(tmp_path, "02_good", "1 + 1")]
+    assert run_notebooks(paths, jobs=2) == 1
+    first, second = capsys.readouterr().out.splitlines()[1:3]
+    assert first.startswith("01_gone") and "FAILED" in first
+    assert second.startswith("02_good") and "FAILED" not in second
+    with pytest.raises(ValueError, match="jobs=0 must be 1 or more"):
+        run_notebooks(paths, jobs=0)
+
+
 def test_the_table_counts_failures(tmp_path, capsys):
     bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise KeyError('no layer')")])
     nbformat.write(bad, tmp_path / "01_bad.ipynb")

@@ -109,7 +109,7 @@ def attainable(answer: Callable) -> str:
     value = call(answer, 50.0, 100e9, 20e9)
     mistakes = {1000e9: "no layer is faster than the machine's peak: take the smaller of the two limits"}
     expect_number(value, 100e9, what="beyond the ridge, the attainable speed", wrong=mistakes)
-    return "the ridge of this machine lies at 5 FLOP for each byte"
+    return "the ridge of this example lies at 5 FLOP for each byte"
 
 
 @exercise("00.5", title="Find the bug: a timer", minutes=15, difficulty=3)
