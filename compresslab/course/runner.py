@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,8 +49,14 @@ def notebook_paths() -> list[Path]:
     return found
 
 
-def run_notebook(path: Path, *, timeout: int = 600) -> Run:
-    """Run one notebook in a fresh kernel, in memory: nothing is written."""
+def run_notebook(path: Path, *, timeout: int = 600, threads: int | None = None) -> Run:
+    """Run one notebook in a fresh kernel, in memory: nothing is written.
+
+    Args:
+        path: of the notebook.
+        timeout: seconds that a cell may take.
+        threads: at most so many; None leaves it to the notebook.
+    """
     import nbformat
     from nbclient import NotebookClient
 
@@ -59,7 +67,7 @@ def run_notebook(path: Path, *, timeout: int = 600) -> Run:
     )
     start, error = time.perf_counter(), ""
     try:
-        client.execute()
+        client.execute(env=os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {}))
     except Exception as failure:  # a cell's error; or the kernel died, or hangs: then the next notebook still runs
         name = getattr(failure, "ename", type(failure).__name__)
         error = f"{name}: {getattr(failure, 'evalue', failure) or 'the kernel ended'}"
@@ -87,8 +95,9 @@ def run_notebooks(paths: Iterable[Path], *, jobs: int = 1) -> int:
         raise ValueError(f"jobs={jobs} must be 1 or more, the notebooks that run at a time; try 2")
     print(f"{'lesson':<34} {'seconds':>8} {'peak MB':>8}  headline", flush=True)
     runs, start = [], time.perf_counter()
+    one = functools.partial(run_notebook, threads=1 if jobs > 1 else None)  # threads that wait for a busy core crawl
     with ThreadPoolExecutor(jobs) as pool:
-        for run in pool.map(run_notebook, paths):
+        for run in pool.map(one, paths):
             runs.append(run)
             result = f"FAILED: {run.error}" if run.error else run.headline
             print(f"{run.lesson:<34} {run.seconds:>8.1f} {run.peak_bytes / 1e6:>8.0f}  {result}", flush=True)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 00 Measure first: what is there to win, and how will we know that we won it?
 #
-# **Time:** 90 minutes with the exercises, 45 without. **Runs in:** about a minute, without a network or a GPU.
+# **Time:** 90 minutes with the exercises, 45 without. **Runs in:** less than a minute, without a network or a GPU.
 #
 # **Before you start** you should have trained a small network in PyTorch once, and know what a convolution does. Nothing about compression is assumed.
 #
@@ -35,7 +35,7 @@ from compresslab.course import check, quiz, reveal, show, show_source, start, ta
 from compresslab.course.doctor import examine, report
 from compresslab.workbench import checkpoints, data
 
-start()
+_ = start()
 
 # %% [markdown]
 # ## Three guesses, before anything is measured

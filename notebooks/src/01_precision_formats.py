@@ -30,7 +30,7 @@ from compresslab.formats import FLOATS, FORMATS, bits_per_element, decode, float
 from compresslab.workbench import checkpoints, data, models
 from compresslab.workbench.train import fit
 
-start()
+_ = start()
 
 # %% [markdown]
 # ## Three guesses, before anything is measured

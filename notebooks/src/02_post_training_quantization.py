@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 02 Post-training quantization: how few bits can a trained model live with, without training?
 #
-# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** about a minute, without a network or a GPU.
+# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** one to two minutes, without a network or a GPU.
 #
 # **Before you start** you should have done lessons 00 and 01: an accuracy has an interval, logits have a signal-to-noise ratio in decibels, and a few numbers may share a scale.
 #

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 03 Quantization-aware training: when the bits run out, can training win them back?
 #
-# **Time:** 90 minutes with the exercises, 45 without. **Runs in:** one to two minutes, without a network or a GPU.
+# **Time:** 90 minutes with the exercises, 45 without. **Runs in:** two to three minutes, without a network or a GPU.
 #
 # **Before you start** you should have done lesson 02: grids, scales, calibration, and what rounding costs at 8, 4, 3 and 2 bits.
 #

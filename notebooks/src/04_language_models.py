@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 04 Quantizing language models: why do transformers need their own methods?
 #
-# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** one to two minutes, without a network or a GPU.
+# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** two to three minutes, without a network or a GPU.
 #
 # **Before you start** you should have done lesson 02: grids, groups, calibration, and why rounding weights one by one is not the best. What a transformer is, section 1 says in a paragraph.
 #

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 05 Pruning: how many weights does a network need, and who pays less when they are gone?
 #
-# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** one to two minutes, without a network or a GPU.
+# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** two to three minutes, without a network or a GPU.
 #
 # **Before you start** you should have done lesson 00 (size, latency, intervals). Section 8 needs lesson 04.
 #

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 Mixture of experts: when only some weights work at a time, which can go?
 #
-# **Time:** 75 minutes with the exercises, 45 without. **Runs in:** one to two minutes, without a network or a GPU.
+# **Time:** 75 minutes with the exercises, 45 without. **Runs in:** about half a minute, without a network or a GPU.
 #
 # **Before you start** you should have done lessons 05 to 07: what pruning removes, and how a score is judged. Perplexity is lesson 04's.
 #

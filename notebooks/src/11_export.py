@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11 Export and deployment: does the saving survive outside PyTorch?
 #
-# **Time:** two hours with the exercises, one without: plan two sittings. First sections 1 to 5 (export, parity, integers) with exercises 11.1 and 11.2, then the rest. Section 6, and section 8 from the damaged pictures on, can wait even longer. **Runs in:** about two minutes, without a network or a GPU.
+# **Time:** two hours with the exercises, one without: plan two sittings. First sections 1 to 5 (export, parity, integers) with exercises 11.1 and 11.2, then the rest. Section 6, and section 8 from the damaged pictures on, can wait even longer. **Runs in:** one to two minutes, without a network or a GPU.
 #
 # **Before you start** you should have done lessons 00 and 02: paired tests, grids, scales and zero points. What travels here was made by lessons 04 (packed 4-bit layers), 06 and 08.
 #

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 12 Capstone: how far can one model go with everything at once?
 #
-# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** about three minutes, without a network or a GPU.
+# **Time:** 90 minutes with the exercises, 50 without. **Runs in:** one to two minutes, without a network or a GPU.
 #
 # **Before you start** you should have done lessons 02, 03, 06, 08 and 11: grids, training with rounding, channels, teachers, integer graphs. The files are those of lesson 09.
 #

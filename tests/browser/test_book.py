@@ -126,7 +126,7 @@ def test_pages_made_from_the_project():
 
 def test_a_fault_stops_the_book_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "glossary_page", lambda: "# Glossary\n\n[lost](nowhere.md)\n")
-    monkeypatch.setattr(book, "notebook_paths", lambda: notebook_paths()[:1])
+    monkeypatch.setattr(book, "notebook_paths", lambda: notebook_paths()[1:2])
     with pytest.raises(RuntimeError, match=r"the book has faults:\n.*nowhere\.md"):
         build_book(tmp_path / "html")
     assert not (tmp_path / "html").exists()
