@@ -13,7 +13,7 @@
 #
 # Compression is the art of making a network smaller or faster without making it worse. All three words hide a measurement, and most disappointments are measurements that went wrong: a "four times smaller" model whose second file was not counted, a "twice as fast" one that was timed warm against cold, a "better" one that got three more images right. So the first lesson compresses nothing. It builds the scales.
 
-# %% tags=["setup"]
+# %% tags=["setup", "nbval-ignore-output"]
 import copy
 import io
 import tempfile

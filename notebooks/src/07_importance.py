@@ -244,7 +244,7 @@ def by_vector(flat):
 
 # %%
 point = torch.cat([value.detach().flatten() for value in parameters.values()])
-hessian = torch.func.hessian(by_vector)(point)
+hessian = torch.autograd.functional.hessian(by_vector, point)
 places = torch.cat(
     [torch.full((value.numel(),), name in imp.scored_weights(tiny)) for name, value in parameters.items()]
 )
