@@ -122,5 +122,6 @@ def plot_waterfall(
         xticklabels=[f"{name}\n(undone)" if name in undone else name for name in names],
         ylabel=label,
     )
-    ax.set_ylim(top=ax.get_ylim()[1] + 0.15 * (ax.get_ylim()[1] - ax.get_ylim()[0]))
+    low, high = ax.get_ylim()
+    ax.set_ylim(top=high + 0.15 * (high - low))  # the bars stand on the axis, their numbers need room above
     return ax

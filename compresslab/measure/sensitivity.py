@@ -128,5 +128,5 @@ def plot_sensitivity(table: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     ax.set_xscale("symlog", linthresh=max(float(table.abs().to_numpy().max()) / 1000, 1e-12))
     ax.set_xlabel("harm added by changing this layer alone")
     ax.grid(alpha=0.3)
-    ax.legend(title=table.columns.name or "setting")
+    ax.legend(title="setting")
     return ax

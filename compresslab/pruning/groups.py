@@ -79,10 +79,10 @@ class Table:
             seen.add(id(vectors))
         starts = torch.tensor([FIXED, *(span.start for span in self.spans)])
         every = torch.arange(len(classes.parent))
-        self.axis = torch.zeros_like(every).index_fill_(0, starts, 1).cumsum(0) - 1  # of each label, after FIXED
-        first = starts[self.axis]  # label of each one's axis
-        self.index, self.axis = every - first, self.axis - 1
-        self.root = classes.parent = classes.find(every)
+        span = torch.zeros_like(every).index_fill_(0, starts, 1).cumsum(0) - 1  # of each label; that of FIXED is 0
+        first = starts[span]
+        self.axis, self.index = span - 1, every - first  # of each label
+        self.root = classes.parent = classes.find(every)  # one step to each root from here on
         self.why, self.texts = classes.frozen(), list(classes.reasons)
         done: dict[int, list[Tensor | None]] = {}
         self.labels = {
